@@ -1,0 +1,1 @@
+"""One thin module a protocol: wire format to `Call`, `Answer` to wire format. Imports no runtime."""

@@ -1,0 +1,129 @@
+"""GET /models: what is served, in which version and state, and what each version says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from app.api.examples import ERROR_RESPONSES
+from app.errors import ModelNotFound, VersionNotFound
+from app.registry.lifecycle import ModelStatus, Registry
+from app.registry.versions import Version, is_version
+
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: ERROR_RESPONSES[404]}
+
+
+class VersionRead(BaseModel):
+    version: str
+    state: str = Field(examples=["ready"], description="ready, loading, failed, or on_disk for one not released.")
+    error: str | None = None
+
+
+class ModelRead(BaseModel):
+    """`release` is implicit where no release.yaml names the versions: then the newest final one serves."""
+
+    name: str
+    task: str | None
+    kind: str | None = Field(description="Which content it takes: image or tensor.")
+    release: str = Field(examples=["explicit"])
+    aliases: dict[str, str] = Field(examples=[{"stable": "1.1.0"}])
+    versions: list[VersionRead]
+    error: str | None = None
+
+
+class ModelList(BaseModel):
+    models: list[ModelRead]
+    defaults: dict[str, str] = Field(description="The model for each kind of content where a request names none.")
+
+
+class VersionDetail(VersionRead):
+    """A version with its whole manifest (model.yaml)."""
+
+    manifest: dict[str, Any] | None
+    labels: list[str] | None = None
+
+
+class CatalogApi:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.router = APIRouter(prefix="/models", tags=["models"])
+        self.router.add_api_route("", self.list_models, response_model=ModelList, response_model_exclude_none=True)
+        self.router.add_api_route(
+            "/{name}",
+            self.get_model,
+            response_model=ModelRead,
+            response_model_exclude_none=True,
+            responses=_NOT_FOUND,
+        )
+        self.router.add_api_route(
+            "/{name}/{version}",
+            self.get_version,
+            response_model=VersionDetail,
+            response_model_exclude_none=True,
+            responses=_NOT_FOUND,
+        )
+
+    def list_models(self) -> ModelList:
+        """Every model of the registry."""
+        models = [self._read(status) for status in self._registry.models.values()]
+        return ModelList(models=models, defaults=self._registry.defaults)
+
+    def get_model(self, name: str) -> ModelRead:
+        """One model, with the versions that lie in the registry without being released."""
+        return self._read(self._status(name), with_disk=True)
+
+    def get_version(self, name: str, version: str) -> VersionDetail:
+        """One version and its manifest; an alias will do."""
+        status = self._status(name)
+        if status.release is not None and version in status.release.aliases:
+            version = status.release.aliases[version].version
+        if is_version(version):
+            parsed = Version.parse(version)
+            if parsed in self._registry.store.version_names(name) or version in status.versions:
+                return self._detail(status, parsed)
+        raise VersionNotFound(f"model {name!r} has no version {version!r}; GET /models/{name} lists them")
+
+    def _status(self, name: str) -> ModelStatus:
+        status = self._registry.models.get(name)
+        if status is None:
+            raise ModelNotFound(f"there is no model {name!r}; served are {', '.join(self._registry.models) or 'none'}")
+        return status
+
+    def _read(self, status: ModelStatus, *, with_disk: bool = False) -> ModelRead:
+        versions = [
+            VersionRead(version=version.version, state=version.state, error=version.error)
+            for version in status.versions.values()
+        ]
+        if with_disk:
+            versions += [
+                VersionRead(version=version.text, state="on_disk")
+                for version in self._registry.store.version_names(status.name)
+                if version.text not in status.versions
+            ]
+        servable = next((entry.servable for entry in status.versions.values() if entry.servable), None)
+        aliases = status.release.aliases if status.release else {}
+        return ModelRead(
+            name=status.name,
+            task=servable.manifest.task if servable else None,
+            kind=servable.kind if servable else None,
+            release="explicit" if status.release_is_explicit else "implicit",
+            aliases={alias: entry.version for alias, entry in aliases.items()},
+            versions=sorted(versions, key=lambda entry: Version.parse(entry.version)),
+            error=status.error,
+        )
+
+    def _detail(self, status: ModelStatus, version: Version) -> VersionDetail:
+        loaded = status.versions.get(version.text)
+        found = self._registry.store.version(status.name, version)
+        servable = loaded.servable if loaded else None
+        return VersionDetail(
+            version=version.text,
+            state=loaded.state if loaded else "on_disk",
+            error=(loaded.error if loaded else None) or found.error,
+            manifest=found.manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
+            if found.manifest
+            else None,
+            labels=list(servable.classification.labels) if servable and servable.classification else None,
+        )

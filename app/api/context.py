@@ -1,0 +1,53 @@
+"""What is known of one request while it is answered; made by the middleware, filled on the way, recorded after it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from app.engine.call import Timings
+
+SCOPE_KEY = "headway"
+# Ids go into logs and headers: nothing that could break a line of either.
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}")
+# https://www.w3.org/TR/trace-context/#traceparent-header
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """`protocol` is set by prediction routes and says that the request is counted as a prediction."""
+
+    request_id: str
+    trace_id: str | None = None
+    started: float = field(default_factory=time.perf_counter)
+    protocol: str | None = None
+    model: str | None = None
+    version: str | None = None
+    alias: str | None = None
+    key_id: str | None = None
+    error_code: str | None = None
+    status: int = 499
+    body_bytes: int = 0
+    answer_bytes: int = 0
+    timings: Timings | None = None
+
+
+def new_context(scope: Scope) -> RequestContext:
+    """Take the caller's X-Request-ID where it is safe, else make one."""
+    request_id = trace_id = None
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SAFE_ID.fullmatch(value):
+            request_id = value.decode("ascii")
+        elif name == b"traceparent" and (match := _TRACEPARENT.fullmatch(value)):
+            trace_id = match[1].decode("ascii")
+    return RequestContext(request_id=request_id or secrets.token_hex(16), trace_id=trace_id)
+
+
+def context_of(scope: Scope) -> RequestContext:
+    context: RequestContext = scope[SCOPE_KEY]
+    return context

@@ -1,0 +1,78 @@
+"""After the answer: metrics and the access log. A failure here is counted and never reaches the caller."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from starlette.types import Scope
+
+from app.api.context import RequestContext
+from app.metrics import UNKNOWN, Metrics
+
+logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("headway.access")
+
+_REJECTIONS = {
+    "overloaded": "overload",
+    "body_memory": "overload",
+    "deadline_exceeded": "deadline",
+    "client_closed": "disconnected",
+    "body_too_large": "too_large",
+    "image_too_large": "too_large",
+}
+
+
+class Recorder:
+    """Counts what was answered and writes the access log. `release` frees what the request held."""
+
+    def __init__(self, metrics: Metrics, sample: float, release: Callable[[RequestContext], None]) -> None:
+        self._metrics = metrics
+        self._sample = sample
+        self._release = release
+
+    def __call__(self, scope: Scope, context: RequestContext) -> None:
+        self._release(context)
+        try:
+            duration = time.perf_counter() - context.started
+            if context.protocol is not None:
+                self._count(context, context.protocol, duration)
+            if context.status >= 500 or (self._sample and random.random() < self._sample):
+                access_logger.info("request", extra={"access": _access_line(scope, context, duration)})
+        except Exception:
+            self._metrics.unrecorded.inc()
+            logger.exception("recording request %s failed", context.request_id)
+
+    def _count(self, context: RequestContext, protocol: str, duration: float) -> None:
+        model = context.model or UNKNOWN
+        bound = self._metrics.model(model, context.version or UNKNOWN)
+        bound.count(protocol, context.status, duration)
+        reason = _REJECTIONS.get(context.error_code or "")
+        if reason is not None:
+            self._metrics.rejected.labels(model, reason).inc()
+        if context.timings is not None:
+            for stage, seconds in asdict(context.timings).items():
+                bound.stages[stage].observe(seconds)
+
+
+def _access_line(scope: Scope, context: RequestContext, duration: float) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "request_id": context.request_id,
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": context.status,
+        "duration_ms": round(duration * 1e3, 2),
+        "bytes_in": context.body_bytes,
+        "bytes_out": context.answer_bytes,
+    }
+    for name in ("trace_id", "model", "version", "alias", "key_id", "error_code"):
+        value = getattr(context, name)
+        if value is not None:
+            line[name] = value
+    if context.timings is not None:
+        line["stages_ms"] = {stage: round(seconds * 1e3, 2) for stage, seconds in asdict(context.timings).items()}
+    return line

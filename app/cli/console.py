@@ -1,0 +1,65 @@
+"""What all commands share: settings from flags, tables and JSON on stdout, errors on stderr with an exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from app.errors import HeadwayError
+from app.settings import Settings
+
+MISUSE, FAILURE = 2, 1
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ModelsOption = Annotated[
+    Path | None, typer.Option("--models", help="Registry directory. [env: HEADWAY_MODELS; default: models]")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def read_settings(**flags: Any) -> Settings:
+    """Settings from the environment with the flags that were given on top; a wrong value ends with exit code 2."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as exc:
+        for problem in exc.errors(include_url=False):
+            name = str(problem["loc"][0]).lower() if problem["loc"] else ""
+            where = f"--{name.replace('_', '-')}" if name in given else f"HEADWAY_{name.upper()}" if name else ""
+            value = f" (it says {problem['input']!r})" if problem["loc"] else ""
+            print_error(f"{where}: {problem['msg'].removeprefix('Value error, ')}{value}".removeprefix(": "))
+        raise typer.Exit(MISUSE) from exc
+
+
+def print_error(message: str) -> None:
+    err.print("[bold red]error:[/]", end=" ")
+    err.print(message, markup=False)
+
+
+@contextmanager
+def failing_cleanly() -> Iterator[None]:
+    """Expected failures become one line on stderr and exit code 1."""
+    try:
+        yield
+    except HeadwayError as exc:
+        print_error(str(exc))
+        raise typer.Exit(FAILURE) from exc
+    except KeyboardInterrupt as exc:
+        raise typer.Exit(130) from exc
+
+
+def emit(as_json: bool, data: Any, table: Callable[[], object]) -> None:
+    """Print `data` as JSON, or what `table` makes of it for people."""
+    if as_json:
+        typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
+    else:
+        out.print(table())

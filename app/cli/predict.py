@@ -1,0 +1,84 @@
+"""`headway predict`: one answer, in process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, read_settings
+from app.errors import InvalidContent
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="name, name@version or name@alias")],
+    content: Annotated[Path, typer.Argument(help="An image, or a JSON file of rows of numbers; - reads stdin.")],
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many labels to show.")] = 5,
+    models: ModelsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer one photo, or rows of numbers, with a model of the registry; no server is needed."""
+    from app.library import load
+
+    settings = read_settings(models=models)
+    with failing_cleanly():
+        loaded = load(model, models=settings.models)
+        data = _read(content)
+        is_image = loaded.takes_images
+        result = loaded.predict(data if is_image else _rows(data, content), top_k)
+        rows = result if isinstance(result, list) and result and isinstance(result[0], list) else [result]
+        answer = {"model": loaded.name, "version": loaded.version, "results": [_plain(row) for row in rows]}
+        emit(as_json, answer, lambda: _table(answer))
+
+
+def _read(path: Path) -> bytes:
+    if str(path) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise InvalidContent(f"{path}: cannot be read ({exc.strerror})") from exc
+
+
+def _rows(data: bytes, path: Path) -> Any:
+    try:
+        loaded = json.loads(data)
+    except ValueError as exc:
+        raise InvalidContent(f"{path}: this model takes numbers: a JSON file like [[0, 1, 2]] ({exc})") from exc
+    return loaded.get("inputs", loaded) if isinstance(loaded, dict) else loaded
+
+
+def _plain(row: Any) -> Any:
+    if isinstance(row, list):
+        return [asdict(prediction) if hasattr(prediction, "label") else prediction for prediction in row]
+    if isinstance(row, dict):
+        return {name: array.tolist() for name, array in row.items()}
+    return row
+
+
+def _table(answer: dict[str, Any]) -> Table:
+    table = Table(title=f"{answer['model']}@{answer['version']}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    results = answer["results"]
+    if len(results) > 1:
+        table.add_column("row", justify="right")
+    if not isinstance(results[0], list):
+        table.add_column("answer")
+    else:
+        table.add_column("label")
+        table.add_column("confidence", justify="right")
+        table.add_column("")
+    for number, result in enumerate(results):
+        prefix = [str(number)] if len(results) > 1 else []
+        if not isinstance(result, list):
+            table.add_row(*prefix, str(result))
+            continue
+        for prediction in result:
+            confidence = prediction["confidence"]
+            share = f"{confidence:.1%}" if confidence is not None else "not finite"
+            table.add_row(*prefix, prediction["label"], share, "█" * round(30 * (confidence or 0)))
+    return table

@@ -1,0 +1,110 @@
+"""`headway serve`: sizes the server, starts it, and tells how to reach it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.cli.banner import Banner
+from app.cli.console import FAILURE, MISUSE, ModelsOption, print_error, read_settings
+from app.engine.cpu import Sizing, choose_sizing, cpu_allowance, memory_limit_bytes
+from app.logs import configure_logging
+from app.registry.store import Store
+from app.settings import Settings
+
+# Measured after the imports of a worker, before a model is loaded; half of it is shared with the master.
+_BASE_BYTES = 120_000_000
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address. [env: HEADWAY_HOST; default: 127.0.0.1]")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port; 0 takes a free one. [env: HEADWAY_PORT; default: 8000]")
+    ] = None,
+    uds: Annotated[Path | None, typer.Option(help="Unix socket instead. [env: HEADWAY_UDS]")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes. [env: HEADWAY_WORKERS; default: one a CPU]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Inference threads a worker. [env: HEADWAY_THREADS]")] = None,
+    models: ModelsOption = None,
+    strict: Annotated[
+        bool | None,
+        typer.Option("--strict", help="Not ready while a model has failed. [env: HEADWAY_STRICT]"),
+    ] = None,
+) -> None:
+    """Serve every released model of the registry over HTTP."""
+    if sys.platform == "win32":
+        print_error("headway serve needs a POSIX system; on Windows run: uvicorn app.main:app")
+        raise typer.Exit(MISUSE)
+    settings = read_settings(
+        host=host, port=port, uds=uds, workers=workers, threads=threads, models=models, strict=strict
+    )
+    configure_logging(settings.log_level, settings.log_format)
+    if not settings.models.is_dir():
+        print_error(f"{settings.models}: there is no such registry directory; name it with --models or HEADWAY_MODELS")
+        raise typer.Exit(MISUSE)
+    sizing = choose_sizing(
+        cpu_allowance(settings.cpus),
+        workers=settings.workers,
+        threads=settings.threads,
+        worker_bytes=_worker_bytes(settings),
+        memory_bytes=memory_limit_bytes(),
+    )
+    _hand_down(settings, sizing)
+    raise typer.Exit(_run(settings, sizing))
+
+
+def _run(settings: Settings, sizing: Sizing) -> int:
+    from app.server.master import serve as run_server
+    from app.server.options import ServerOptions
+
+    drain = settings.drain_seconds
+    if drain is None:
+        drain = 0.0 if sys.stdin.isatty() or sys.stderr.isatty() else 5.0
+    try:
+        options = ServerOptions(
+            app="app.main:worker_app",
+            host=settings.host,
+            port=settings.port,
+            uds=str(settings.uds) if settings.uds else None,
+            workers=sizing.workers,
+            drain_seconds=drain,
+            longest_deadline_seconds=settings.max_deadline_ms / 1e3,
+            graceful_timeout_seconds=settings.graceful_timeout_seconds,
+            keepalive_seconds=settings.keepalive_seconds,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+            certfile=str(settings.ssl_certfile) if settings.ssl_certfile else None,
+            keyfile=str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
+            log_level=settings.log_level,
+            on_ready=Banner(settings, sizing).show,
+            on_failed=print_error,
+        )
+    except ValueError as exc:
+        print_error(str(exc))
+        return FAILURE
+    return run_server(options)
+
+
+def _hand_down(settings: Settings, sizing: Sizing) -> None:
+    """Workers build their settings from the environment; flags must be in it."""
+    for name in settings.model_fields_set & {"host", "port", "uds", "models", "strict"}:
+        os.environ[f"HEADWAY_{name.upper()}"] = str(getattr(settings, name))
+    os.environ["HEADWAY_WORKERS"] = str(sizing.workers)
+    os.environ["HEADWAY_THREADS"] = str(sizing.threads)
+    # numpy's BLAS would start a thread a core in every worker.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def _worker_bytes(settings: Settings) -> int:
+    """What one worker needs: the code, and each released model twice, for the moment of a change."""
+    store = Store(settings.models, settings.releases)
+    total = _BASE_BYTES
+    for name in store.model_names():
+        for version in store.version_names(name):
+            manifest = store.version(name, version).manifest
+            if manifest is not None:
+                measured = max((entry.rss_mb or 0 for entry in manifest.evaluation), default=0) * 1_000_000
+                total += 2 * int(measured or 3 * sum(entry.bytes for entry in manifest.files.values()))
+    return total

@@ -1,0 +1,1 @@
+"""The one path that every API and the command line call."""

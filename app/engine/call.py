@@ -1,0 +1,56 @@
+"""What goes through the engine: the call that every protocol ends in, and its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from app.errors import HeadwayError
+from app.registry.servable import Content, Item
+from app.tensors import Tensors
+
+
+@dataclass(slots=True)
+class Timings:
+    """Seconds spent in each stage of a call; of an answer to several items, the sum over the items.
+
+    decode: wire format to content. preprocess: content to tensors, JPEG decoding included.
+    """
+
+    decode: float = 0.0
+    queue: float = 0.0
+    preprocess: float = 0.0
+    inference: float = 0.0
+    postprocess: float = 0.0
+
+    def add(self, other: Timings) -> None:
+        self.queue = max(self.queue, other.queue)  # items wait side by side
+        self.preprocess += other.preprocess
+        self.inference += other.inference
+        self.postprocess += other.postprocess
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`deadline` is in time.monotonic() seconds. `outputs` None asks for all, and for labels where there are any."""
+
+    inputs: Content | Tensors
+    deadline: float
+    outputs: tuple[str, ...] | None = None
+    top_k: int = 5
+    routing_key: bytes | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`items` has one entry for each row or image of the call, in order; an image that failed is its error.
+
+    `tensors` is set for calls of tensors and for models whose answer is the tensors themselves.
+    """
+
+    model: str
+    version: str
+    alias: str | None
+    items: tuple[Item | HeadwayError, ...] | None
+    tensors: Tensors | None
+    timings: Timings = field(default_factory=Timings)

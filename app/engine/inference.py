@@ -1,0 +1,114 @@
+"""Resolve, queue, process, run, answer: what every protocol and the command line call."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from app.engine.batcher import Batcher
+from app.engine.call import Answer, Call, Timings
+from app.errors import HeadwayError
+from app.registry.lifecycle import Registry, Resolved
+from app.registry.servable import Content, ContentKind, Item, Servable
+from app.registry.versions import ModelRef
+from app.tensors import Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The result of one work: the rows of one item of content, or of one call of tensors."""
+
+    items: tuple[Item, ...] | None
+    tensors: Tensors
+    timings: Timings
+
+
+class Inference:
+    """`predict` for servers, `predict_now` without one: the same steps, in a thread of the batcher or in this one."""
+
+    def __init__(self, registry: Registry, batcher: Batcher | None = None) -> None:
+        self.registry = registry
+        self._batcher = batcher
+
+    def resolve(self, ref: ModelRef | None, kind: ContentKind, routing_key: bytes | None = None) -> Resolved:
+        """Which version answers; without `ref` the default model for this kind. Raises ModelNotFound and its kin."""
+        return self.registry.resolve(ref or self.registry.default_for(kind), routing_key)
+
+    async def predict(self, call: Call, resolved: Resolved) -> Answer:
+        """Answer a call with the version that `resolve` gave for it.
+
+        Raises Overloaded, DeadlineExceeded, InvalidContent and its kin; of a call with several items only the
+        failed ones carry an error.
+        """
+        if self._batcher is None:
+            raise RuntimeError("this Inference was made without a batcher; use predict_now")
+        servable = resolved.servable
+        works = _works(servable, call)
+        futures = self._batcher.submit(servable.name, works, call.deadline, limit=servable.manifest.limits.queue)
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        return _assemble(call, resolved, results)
+
+    def predict_now(self, call: Call, resolved: Resolved) -> Answer:
+        """Answer a call in this thread, with no queue."""
+        results: list[_Part | BaseException] = []
+        for work in _works(resolved.servable, call):
+            try:
+                results.append(work(0.0))
+            except HeadwayError as exc:
+                results.append(exc)
+        return _assemble(call, resolved, results)
+
+
+def _works(servable: Servable, call: Call) -> list[Callable[[float], _Part]]:
+    if isinstance(call.inputs, Content):
+        return [partial(_compute, servable, call, item) for item in call.inputs.items]
+    servable.check(call.inputs)
+    return [partial(_compute, servable, call, call.inputs)]
+
+
+def _compute(servable: Servable, call: Call, item: Any, waited: float) -> _Part:
+    if isinstance(item, HeadwayError):
+        raise item
+    started = time.perf_counter()
+    tensors = servable.prepare(call.inputs.kind, item) if isinstance(call.inputs, Content) else item
+    prepared = time.perf_counter()
+    outputs = servable.run(tensors, call.outputs)
+    ran = time.perf_counter()
+    items = servable.answer(outputs, call.top_k) if call.outputs is None else None
+    timings = Timings(
+        queue=waited,
+        preprocess=prepared - started,
+        inference=ran - prepared,
+        postprocess=time.perf_counter() - ran,
+    )
+    return _Part(items, outputs, timings)
+
+
+def _assemble(call: Call, resolved: Resolved, results: list[_Part | BaseException]) -> Answer:
+    """One answer from the results of its works; the error itself where there was only one work."""
+    timings = Timings()
+    items: list[Item | HeadwayError] = []
+    tensors: Tensors | None = None
+    for result in results:
+        if isinstance(result, _Part):
+            timings.add(result.timings)
+            items.extend(result.items or ())
+            tensors = result.tensors
+        elif isinstance(result, HeadwayError) and len(results) > 1:
+            items.append(result)
+        else:
+            raise result
+    servable = resolved.servable
+    has_items = servable.manifest.answer.type != "tensor" and call.outputs is None
+    return Answer(
+        model=servable.name,
+        version=servable.version,
+        alias=resolved.alias,
+        items=tuple(items) if has_items else None,
+        tensors=tensors if len(results) == 1 else None,
+        timings=timings,
+    )

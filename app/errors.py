@@ -1,0 +1,227 @@
+"""The whole error tree and its one rendering.
+
+Every expected refusal is a class with a stable `code` and one line in this table; only a bug is a 500.
+
+    HeadwayError
+    ├── InvalidContent           400  bad_content, bad_image, bad_value …
+    │   ├── ModelRequired        400  model_required
+    │   └── ImageTooLarge        413  image_too_large
+    ├── Unauthorized             401  unauthorized
+    ├── ModelNotFound            404  model_not_found
+    │   ├── VersionNotFound      404  version_not_found
+    │   └── VersionNotReleased   404  version_not_released
+    ├── RouteNotFound            404  not_found
+    ├── MethodNotAllowed         405  method_not_allowed
+    ├── BodyTimeout              408  body_timeout
+    ├── BodyTooLarge             413  body_too_large
+    ├── UnsupportedMediaType     415  unsupported_media_type
+    ├── MalformedRequest         422  malformed_request
+    ├── HeadersTooLarge          431  headers_too_large
+    ├── HeaderTimeout            408  header_timeout
+    ├── MalformedHttp            400  malformed_http
+    ├── ClientClosed             499  client_closed (counted, never sent)
+    ├── Unavailable              503  not_ready          (Retry-After)
+    │   ├── Overloaded           503  overloaded
+    │   ├── Draining             503  draining
+    │   ├── OutOfBodyMemory      503  body_memory
+    │   ├── ModelNotReady        503  model_not_ready
+    │   └── ModelFailed          503  model_failed
+    ├── DeadlineExceeded         504  deadline_exceeded
+    ├── Internal                 500  internal
+    └── RegistryError            (a file of the registry is wrong; raised at load, never by a request)
+"""
+
+from __future__ import annotations
+
+import json
+from typing import ClassVar
+
+
+class HeadwayError(Exception):
+    """Something the caller or the operator can act on.
+
+    `str(error)` is a sentence that says what is wrong and what to do. `code` is a stable identifier,
+    `status` the HTTP status, `grpc` the name of the gRPC status.
+    """
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+    grpc: ClassVar[str] = "INTERNAL"
+    retry_after_seconds: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class InvalidContent(HeadwayError):
+    """The request is well formed, but what it carries cannot be used."""
+
+    code = "bad_content"
+    status = 400
+    grpc = "INVALID_ARGUMENT"
+
+
+class InvalidImage(InvalidContent):
+    code = "bad_image"
+
+
+class InvalidTensor(InvalidContent):
+    code = "bad_tensor"
+
+
+class ModelRequired(InvalidContent):
+    code = "model_required"
+
+
+class ImageTooLarge(InvalidContent):
+    code = "image_too_large"
+    status = 413
+
+
+class Unauthorized(HeadwayError):
+    code = "unauthorized"
+    status = 401
+    grpc = "UNAUTHENTICATED"
+    headers = (("www-authenticate", 'Bearer realm="headway"'),)
+
+
+class ModelNotFound(HeadwayError):
+    code = "model_not_found"
+    status = 404
+    grpc = "NOT_FOUND"
+
+
+class VersionNotFound(ModelNotFound):
+    code = "version_not_found"
+
+
+class VersionNotReleased(ModelNotFound):
+    code = "version_not_released"
+
+
+class RouteNotFound(HeadwayError):
+    code = "not_found"
+    status = 404
+    grpc = "UNIMPLEMENTED"
+
+
+class MethodNotAllowed(HeadwayError):
+    code = "method_not_allowed"
+    status = 405
+    grpc = "UNIMPLEMENTED"
+
+    def __init__(self, message: str, allow: str) -> None:
+        super().__init__(message)
+        self.headers = (("allow", allow),)
+
+
+class BodyTimeout(HeadwayError):
+    code = "body_timeout"
+    status = 408
+    grpc = "DEADLINE_EXCEEDED"
+
+
+class HeaderTimeout(BodyTimeout):
+    code = "header_timeout"
+
+
+class BodyTooLarge(HeadwayError):
+    code = "body_too_large"
+    status = 413
+    grpc = "INVALID_ARGUMENT"
+
+
+class UnsupportedMediaType(HeadwayError):
+    code = "unsupported_media_type"
+    status = 415
+    grpc = "INVALID_ARGUMENT"
+
+
+class MalformedRequest(HeadwayError):
+    code = "malformed_request"
+    status = 422
+    grpc = "INVALID_ARGUMENT"
+
+
+class HeadersTooLarge(HeadwayError):
+    code = "headers_too_large"
+    status = 431
+    grpc = "INVALID_ARGUMENT"
+
+
+class MalformedHttp(HeadwayError):
+    code = "malformed_http"
+    status = 400
+    grpc = "INVALID_ARGUMENT"
+
+
+class ClientClosed(HeadwayError):
+    """The caller has left. The status is only ever counted."""
+
+    code = "client_closed"
+    status = 499
+    grpc = "CANCELLED"
+
+
+class Unavailable(HeadwayError):
+    """Not now; the same request may succeed after `retry_after_seconds`."""
+
+    code = "not_ready"
+    status = 503
+    grpc = "UNAVAILABLE"
+    retry_after_seconds = 1
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+
+
+class Draining(Unavailable):
+    code = "draining"
+
+
+class OutOfBodyMemory(Unavailable):
+    code = "body_memory"
+
+
+class ModelNotReady(Unavailable):
+    code = "model_not_ready"
+
+
+class ModelFailed(Unavailable):
+    """A released version could not be loaded, or its run failed; the message carries the cause."""
+
+    code = "model_failed"
+    retry_after_seconds = 10
+
+
+class DeadlineExceeded(HeadwayError):
+    code = "deadline_exceeded"
+    status = 504
+    grpc = "DEADLINE_EXCEEDED"
+
+
+class Internal(HeadwayError):
+    """A bug of ours. The message shown to the caller never carries its details."""
+
+    code = "internal"
+    status = 500
+
+
+class RegistryError(HeadwayError):
+    """A file of the registry is wrong: the message names the file, the field and the fix."""
+
+    code = "registry_error"
+    status = 503
+    grpc = "FAILED_PRECONDITION"
+
+
+def render(error: HeadwayError, request_id: str) -> bytes:
+    """The body of an error answer, the same on every route and from every layer."""
+    return json.dumps({"error": str(error), "code": error.code, "request_id": request_id}, ensure_ascii=False).encode()
+
+
+def error_headers(error: HeadwayError) -> list[tuple[str, str]]:
+    """The headers that go with `render`: the content type, Retry-After and what the error adds."""
+    headers = [("content-type", "application/json"), *error.headers]
+    if error.retry_after_seconds is not None:
+        headers.append(("retry-after", str(error.retry_after_seconds)))
+    return headers

@@ -1,0 +1,159 @@
+"""The one place that builds the parts and joins them. `uvicorn app.main:app` serves `app`, built on first access."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import warnings
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI
+from PIL import Image
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+import app as package
+from app.api.body import BodyReader
+from app.api.catalog import CatalogApi
+from app.api.error_handlers import install_error_handlers
+from app.api.middleware import KeyRing, RequestMiddleware
+from app.api.operations import OperationsApi
+from app.api.predict import PredictApi
+from app.api.record import Recorder
+from app.engine.batcher import Batcher
+from app.engine.cpu import choose_sizing, cpu_allowance, cpu_features, memory_limit_bytes
+from app.engine.inference import Inference
+from app.engine.readiness import Flag, Readiness
+from app.logs import configure_logging, write_access_log_in_background
+from app.metrics import Metrics
+from app.registry.lifecycle import Registry
+from app.registry.store import Store
+from app.server.options import WorkerContext
+from app.settings import Settings
+from app.ui import UiApi
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = "Send an image or numbers to `/predict`; read labels with confidences. Every error has one shape."
+
+
+def create_app(
+    settings: Settings,
+    *,
+    threads: int = 1,
+    workers: int = 1,
+    metrics: Metrics | None = None,
+    draining: Flag | None = None,
+) -> FastAPI:
+    """An application of one process; its lifespan loads the models before the first request is accepted.
+
+    `threads` run models at one time. `metrics` and `draining` come from the process layer where there is one.
+    """
+    metrics = metrics or Metrics()
+    registry = Registry(Store(settings.models, settings.releases), cpu_features=cpu_features())
+    batcher = Batcher(threads)
+    inference = Inference(registry, batcher)
+    bodies = BodyReader(settings.max_body_bytes, _inflight_bytes(settings) // workers, settings.body_timeout_seconds)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        access_log = write_access_log_in_background()
+        await asyncio.to_thread(registry.load)
+        _publish_states(registry, metrics)
+        try:
+            yield
+        finally:
+            batcher.close()
+            registry.close()
+            access_log.stop()
+
+    application = FastAPI(
+        title="Headway",
+        version=package.__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+        telemetry={"auto_configure": False},
+    )
+    install_error_handlers(application)
+    predict = PredictApi(
+        inference,
+        bodies,
+        metrics,
+        max_items=settings.max_items,
+        deadline_ms=settings.deadline_ms,
+        max_deadline_ms=settings.max_deadline_ms,
+    )
+    readiness = Readiness(registry, draining or threading.Event(), strict=settings.strict)
+    for api in (predict, CatalogApi(registry), OperationsApi(readiness, metrics), UiApi()):
+        application.include_router(api.router)
+    _add_middleware(application, settings, Recorder(metrics, settings.access_log_sample, bodies.release))
+    return application
+
+
+def _add_middleware(application: FastAPI, settings: Settings, recorder: Recorder) -> None:
+    keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
+    application.add_middleware(RequestMiddleware, keys=keys, record=recorder)
+    if settings.cors_origins:
+        application.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "server-timing", "retry-after"],
+        )
+
+
+def _inflight_bytes(settings: Settings) -> int:
+    return settings.max_inflight_bytes or (memory_limit_bytes() or 4 * 2**30) // 4
+
+
+def _publish_states(registry: Registry, metrics: Metrics) -> None:
+    for model in registry.models.values():
+        for status in model.versions.values():
+            metrics.model_state.labels(model.name, status.version, status.state).inc()
+            metrics.model_load.labels(model.name, status.version).set(status.load_seconds)
+            if status.servable is not None:
+                manifest = status.servable.manifest
+                metrics.model_info.labels(model.name, status.version, manifest.task, manifest.runtime).set(1)
+                metrics.model(model.name, status.version)
+
+
+def worker_app(context: WorkerContext) -> ASGIApp:
+    """The application of one worker of `headway serve`; settings come from the environment."""
+    settings = Settings()
+    configure_logging(settings.log_level, settings.log_format)
+    prepare_process()
+    return create_app(
+        settings,
+        threads=settings.threads or 1,
+        workers=context.workers,
+        metrics=Metrics(context.metrics_dir, context.slot),
+        draining=context.draining,
+    )
+
+
+def _application_from_environment() -> ASGIApp:
+    """For `uvicorn app.main:app`: one process, all CPUs as threads."""
+    settings = Settings()
+    configure_logging(settings.log_level, settings.log_format)
+    prepare_process()
+    sizing = choose_sizing(cpu_allowance(settings.cpus), workers=1, threads=settings.threads)
+    return create_app(settings, threads=sizing.threads)
+
+
+def prepare_process() -> None:
+    """What belongs to a server process, but not to a program that merely imports the package."""
+    # ImageProcessor has tighter limits of its own, and `draft` makes JPEGs harmless that Pillow warns of.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        application = globals()["app"] = _application_from_environment()
+        return application
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,135 @@
+"""Every Prometheus metric, with its labels and buckets. The names are a contract: docs/reference/metrics.md.
+
+With several workers each writes into files of its own slot and a scrape adds them up. Built once a process, after
+the fork, because the slot decides which files are written.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
+
+DURATION_BUCKETS = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
+)  # fmt: skip
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+STAGES = ("decode", "preprocess", "queue", "inference", "postprocess")
+UNKNOWN = "unknown"
+
+
+class ModelMetrics:
+    """The metrics of one version with their labels bound: `.labels()` in a request costs three times as much."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        self._metrics = metrics
+        self._labels = (model, version)
+        self._requests: dict[tuple[str, int], Counter] = {}
+        self._durations: dict[str, Histogram] = {}
+        self.stages = {stage: metrics.stage_duration.labels(model, version, stage) for stage in STAGES}
+        self.batch_size = metrics.batch_size.labels(model, version)
+        self.in_flight = metrics.in_flight_requests.labels(model)
+
+    def count(self, protocol: str, code: int, duration_seconds: float) -> None:
+        """Count one answered request. Only successful answers enter the duration: refusals would flatter it."""
+        counter = self._requests.get((protocol, code))
+        if counter is None:
+            counter = self._metrics.requests.labels(protocol, *self._labels, str(code))
+            self._requests[protocol, code] = counter
+        counter.inc()
+        if code < 400:
+            duration = self._durations.get(protocol)
+            if duration is None:
+                duration = self._metrics.request_duration.labels(protocol, *self._labels)
+                self._durations[protocol] = duration
+            duration.observe(duration_seconds)
+
+
+class Metrics:
+    """All metrics of one process. `directory` and `slot` are given where several workers are added up."""
+
+    def __init__(self, directory: Path | None = None, slot: int = 0) -> None:
+        self._directory = directory
+        if directory is None:
+            values.ValueClass = values.MutexValue
+        else:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+            # Slots, not process ids: a replacement goes on with the counters of the worker that died.
+            values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
+        self._registry = registry = CollectorRegistry()
+        self._models: dict[tuple[str, str], ModelMetrics] = {}
+        by_version = ("model", "version")
+        self.requests = Counter(
+            "headway_requests_total",
+            "Requests answered, by HTTP status.",
+            ("protocol", *by_version, "code"),
+            registry=registry,
+        )
+        self.request_duration = Histogram(
+            "headway_request_duration_seconds",
+            "Time from the first byte of a request to the last of its answer, successful answers only.",
+            ("protocol", *by_version),
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.stage_duration = Histogram(
+            "headway_stage_duration_seconds",
+            "Time spent in each stage of a prediction.",
+            (*by_version, "stage"),
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "headway_batch_size",
+            "Rows in each run of a model.",
+            by_version,
+            buckets=BATCH_BUCKETS,
+            registry=registry,
+        )
+        self.queue_depth = self._gauge("headway_queue_depth", "Works that wait for a thread.", ("model",), "livesum")
+        self.in_flight_requests = self._gauge(
+            "headway_in_flight_requests", "Requests being answered.", ("model",), "livesum"
+        )
+        self.rejected = Counter(
+            "headway_rejected_total", "Requests refused, by reason.", ("model", "reason"), registry=registry
+        )
+        self.model_info = self._gauge(
+            "headway_model_info", "1 for each released version.", (*by_version, "task", "runtime"), "livemax"
+        )
+        self.model_state = self._gauge(
+            "headway_model_state",
+            "Workers in which the version is in this state.",
+            (*by_version, "state"),
+            "livesum",
+        )
+        self.model_load = self._gauge(
+            "headway_model_load_seconds",
+            "Time from digests to warm, the slowest worker.",
+            by_version,
+            "livemax",
+        )
+        self.unrecorded = Counter(
+            "headway_record_failures_total", "Answers whose metrics or log line failed.", registry=registry
+        )
+
+    def model(self, name: str, version: str) -> ModelMetrics:
+        """The bound metrics of a version of the registry; never call it with a name that a caller made up."""
+        bound = self._models.get((name, version))
+        if bound is None:
+            bound = self._models[name, version] = ModelMetrics(self, name, version)
+        return bound
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition of all workers and its content type. Reads files: call it outside the event loop."""
+        registry = self._registry
+        if self._directory is not None:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, path=str(self._directory))  # type: ignore[no-untyped-call]
+        encoder, content_type = choose_encoder(accept)
+        return encoder(registry), content_type
+
+    def _gauge(self, name: str, documentation: str, labels: tuple[str, ...], mode: str) -> Gauge:
+        return Gauge(name, documentation, labels, registry=self._registry, multiprocess_mode=mode)  # type: ignore[arg-type]

@@ -1,0 +1,174 @@
+"""Accuracy and latency of a version on labelled data, through the same path that serves it."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from app.engine.call import Call
+from app.engine.inference import Inference
+from app.errors import HeadwayError, InvalidContent
+from app.registry.lifecycle import Resolved
+from app.registry.servable import Content, Item
+from app.tensors import Array
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+LABELS_FILE = "labels.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    path: Path
+    class_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """How often images of class `actual` were taken for `predicted`."""
+
+    actual: str
+    predicted: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Ratios in 0…1. Macro figures are over the classes that occur as actual or as predicted (as scikit-learn's
+    are), with 0 where a class was never predicted. Latency is of the whole path, one image at a time."""
+
+    model: str
+    version: str
+    n: int
+    unreadable: tuple[str, ...]
+    top1: float
+    top5: float
+    macro_precision: float
+    macro_recall: float
+    macro_f1: float
+    latency_ms: dict[str, float]
+    confusions: tuple[Confusion, ...]
+
+
+def find_samples(folder: Path, labels: Sequence[str]) -> list[Sample]:
+    """Labelled images: labels.csv with the columns filename and class_index, or one folder a class.
+
+    A class folder is named by the label or by its index. Raises InvalidContent with the line or folder.
+    """
+    if not folder.is_dir():
+        raise InvalidContent(f"{folder}: is not a folder of labelled images")
+    table = folder / LABELS_FILE
+    samples = list(_from_table(table, len(labels)) if table.is_file() else _from_folders(folder, labels))
+    if not samples:
+        raise InvalidContent(f"{folder}: holds no labelled images; it needs {LABELS_FILE} or one folder a class")
+    return samples
+
+
+def evaluate(
+    inference: Inference,
+    resolved: Resolved,
+    samples: Sequence[Sample],
+    progress: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Predict every sample and compare. Unreadable images are listed, not counted as wrong."""
+    actual: list[int] = []
+    ranked: list[list[int]] = []
+    latencies: list[float] = []
+    unreadable: list[str] = []
+    for sample in samples:
+        started = time.perf_counter()
+        try:
+            predicted = _predict(inference, resolved, sample)
+        except (InvalidContent, OSError) as exc:
+            unreadable.append(f"{sample.path}: {exc}")
+        else:
+            latencies.append(time.perf_counter() - started)
+            actual.append(sample.class_index)
+            ranked.append(predicted)
+        progress()
+    if not actual:
+        raise InvalidContent(f"none of the {len(samples)} images could be read; the first: {unreadable[0]}")
+    labels = resolved.servable.classification.labels if resolved.servable.classification else ()
+    return _summarise(resolved, labels, actual, ranked, latencies, unreadable)
+
+
+def macro_scores(actual: Array, predicted: Array) -> tuple[float, float, float]:
+    """Macro precision, recall and F1 over the classes that occur; 0 where a ratio is undefined."""
+    precisions, recalls, f1s = [], [], []
+    for index in np.union1d(actual, predicted):
+        hits = float(np.sum((actual == index) & (predicted == index)))
+        taken, there = float(np.sum(predicted == index)), float(np.sum(actual == index))
+        precisions.append(hits / taken if taken else 0.0)
+        recalls.append(hits / there if there else 0.0)
+        f1s.append(2 * hits / (taken + there))
+    return float(np.mean(precisions)), float(np.mean(recalls)), float(np.mean(f1s))
+
+
+def _predict(inference: Inference, resolved: Resolved, sample: Sample) -> list[int]:
+    content = Content("image", (sample.path.read_bytes(),))
+    answer = inference.predict_now(Call(content, deadline=float("inf"), top_k=5), resolved)
+    item = (answer.items or ())[0]
+    if isinstance(item, HeadwayError):
+        raise item
+    assert isinstance(item, Item)
+    return [prediction.index for prediction in item.predictions]
+
+
+def _summarise(
+    resolved: Resolved,
+    labels: Sequence[str],
+    actual: list[int],
+    ranked: list[list[int]],
+    latencies: list[float],
+    unreadable: list[str],
+) -> Evaluation:
+    truth, first = np.array(actual), np.array([row[0] for row in ranked])
+    precision, recall, f1 = macro_scores(truth, first)
+    wrong = Counter((a, p) for a, p in zip(actual, first.tolist(), strict=True) if a != p)
+    percentiles = np.percentile(np.array(latencies) * 1e3, (50, 95, 99))
+    return Evaluation(
+        model=resolved.servable.name,
+        version=resolved.servable.version,
+        n=len(actual),
+        unreadable=tuple(unreadable),
+        top1=float(np.mean(truth == first)),
+        top5=float(np.mean([a in row for a, row in zip(actual, ranked, strict=True)])),
+        macro_precision=precision,
+        macro_recall=recall,
+        macro_f1=f1,
+        latency_ms={
+            name: round(float(value), 3) for name, value in zip(("p50", "p95", "p99"), percentiles, strict=True)
+        },
+        confusions=tuple(Confusion(labels[a], labels[p], count) for (a, p), count in wrong.most_common(10)),
+    )
+
+
+def _from_table(table: Path, classes: int) -> Iterator[Sample]:
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        missing = {"filename", "class_index"} - set(rows.fieldnames or ())
+        if missing:
+            raise InvalidContent(f"{table}: lacks the column {sorted(missing)[0]!r}")
+        for number, row in enumerate(rows, 2):
+            index = row["class_index"]
+            if not index.isdigit() or int(index) >= classes:
+                raise InvalidContent(f"{table}, line {number}: class_index {index!r} is not in 0…{classes - 1}")
+            yield Sample(table.parent / row["filename"], int(index))
+
+
+def _from_folders(folder: Path, labels: Sequence[str]) -> Iterator[Sample]:
+    by_name = {label: index for index, label in enumerate(labels)}
+    for directory in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+        index = by_name.get(directory.name)
+        if index is None and directory.name.isdigit() and int(directory.name) < len(labels):
+            index = int(directory.name)
+        if index is None:
+            raise InvalidContent(f"{directory}: is named neither like a label of the model nor like a class index")
+        for path in sorted(directory.iterdir()):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                yield Sample(path, index)

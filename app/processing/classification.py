@@ -1,0 +1,65 @@
+"""Scores of a classifier to labelled confidences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from app.tensors import Array
+
+Activation = Literal["none", "softmax", "sigmoid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One label of an answer. `confidence` is a probability in 0…1, or None where the model gave NaN or ±inf."""
+
+    label: str
+    index: int
+    confidence: float | None
+
+
+class Classification:
+    """Ranks the classes of each row. Thread-safe."""
+
+    def __init__(self, labels: Sequence[str], activation: Activation) -> None:
+        self.labels = tuple(labels)
+        self._activation = activation
+
+    def rank(self, scores: Array, top_k: int) -> list[list[Prediction]]:
+        """The `top_k` most confident labels of each row of `scores` ([n, classes]), best first.
+
+        Equal scores keep the order of the labels. A score that is not finite ranks last.
+        """
+        probabilities = _activate(scores.astype(np.float64, copy=False), self._activation)
+        finite = np.isfinite(probabilities)
+        ranked = np.where(finite, probabilities, -np.inf)
+        return [self._rank_row(row, keys, top_k) for row, keys in zip(probabilities, ranked, strict=True)]
+
+    def _rank_row(self, row: Array, keys: Array, top_k: int) -> list[Prediction]:
+        top_k = min(top_k, len(keys))
+        # Partition first: sorting 1,000 classes costs 10 times what finding five does.
+        threshold = np.partition(keys, len(keys) - top_k)[len(keys) - top_k]
+        candidates = np.flatnonzero(keys >= threshold)
+        best = candidates[np.argsort(-keys[candidates], kind="stable")][:top_k]
+        return [
+            Prediction(
+                label=self.labels[index],
+                index=int(index),
+                confidence=float(row[index]) if np.isfinite(row[index]) else None,
+            )
+            for index in best
+        ]
+
+
+def _activate(scores: Array, activation: Activation) -> Array:
+    if activation == "none":
+        return scores
+    with np.errstate(over="ignore", invalid="ignore"):
+        if activation == "sigmoid":
+            return np.asarray(1 / (1 + np.exp(-scores)))
+        shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))

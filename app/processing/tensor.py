@@ -1,0 +1,131 @@
+"""Numbers as JSON carries them to the tensors that a model declares, and outputs back to JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from app.errors import InvalidTensor
+from app.tensors import NUMPY_DTYPES, Array, Tensors, TensorSpec, describe_shape, object_array, shape_matches
+
+
+class TensorProcessing(BaseModel):
+    """The `processing` section of a model that takes its tensors as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["tensor"]
+
+
+def tensors_from_json(values: Any, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """Build the inputs of a model from nested lists: one list for a single input, else a mapping by name.
+
+    Raises InvalidTensor, naming the input, for a wrong name, shape, datatype, or a value that is not finite.
+    """
+    if isinstance(values, Mapping):
+        by_name = values
+    elif len(specs) == 1:
+        by_name = {specs[0].name: values}
+    else:
+        names = ", ".join(spec.name for spec in specs)
+        raise InvalidTensor(f"this model has several inputs: send inputs as an object with the keys {names}")
+    check_names(by_name, specs)
+    return {spec.name: _array(by_name[spec.name], spec) for spec in specs}
+
+
+def check_names(given: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
+    wanted = [spec.name for spec in specs]
+    missing = [name for name in wanted if name not in given]
+    unknown = [name for name in given if name not in wanted]
+    if missing or unknown:
+        parts = [f"input {name!r} is missing" for name in missing]
+        parts += [f"there is no input {name!r}" for name in unknown]
+        raise InvalidTensor(f"{'; '.join(parts)}: this model's inputs are {', '.join(wanted)}")
+
+
+def check_tensors(tensors: Tensors, specs: Sequence[TensorSpec]) -> None:
+    """Hold given arrays against what the model declares; raises InvalidTensor naming the input."""
+    check_names(tensors, specs)
+    for spec in specs:
+        array = tensors[spec.name]
+        if array.dtype != NUMPY_DTYPES[spec.datatype]:
+            raise InvalidTensor(f"input {spec.name!r} has datatype {array.dtype}; it takes {spec.datatype}")
+        _check_shape(array, spec)
+
+
+def _check_shape(array: Array, spec: TensorSpec) -> None:
+    if not shape_matches(spec.shape, array.shape):
+        raise InvalidTensor(
+            f"input {spec.name!r} has shape {describe_shape(array.shape)}; it takes {describe_shape(spec.shape)}"
+            + (", where n is any number" if -1 in spec.shape else "")
+        )
+
+
+def _array(values: Any, spec: TensorSpec) -> Array:
+    array = _strings(values, spec) if spec.datatype == "BYTES" else _numbers(values, spec)
+    _check_shape(array, spec)
+    return array
+
+
+def _strings(values: Any, spec: TensorSpec) -> Array:
+    array = np.asarray(values, dtype=object)
+    if not all(isinstance(value, str) for value in array.flat):
+        raise InvalidTensor(f"input {spec.name!r} takes strings (all lists of one length)")
+    return object_array((value.encode() for value in array.flat), array.shape)
+
+
+def _numbers(values: Any, spec: TensorSpec) -> Array:
+    target = NUMPY_DTYPES[spec.datatype]
+    try:
+        raw = np.asarray(values)
+    except (ValueError, OverflowError) as exc:
+        raise InvalidTensor(f"input {spec.name!r} is ragged: all lists of one depth must have one length") from exc
+    if raw.size == 0:
+        return raw.astype(target)
+    if isinstance(values, np.ndarray) and raw.dtype == target and target.kind in "iub":
+        return raw
+    if raw.dtype.kind not in "biuf":
+        raise InvalidTensor(f"input {spec.name!r} takes numbers of datatype {spec.datatype}, without null or text")
+    return _cast(raw, target, spec)
+
+
+def _cast(raw: Array, target: np.dtype[Any], spec: TensorSpec) -> Array:
+    kind = target.kind
+    if (kind == "b") != (raw.dtype.kind == "b"):
+        raise InvalidTensor(f"input {spec.name!r} takes {spec.datatype}, not {raw.dtype.name} values")
+    if kind in "iu":
+        info = np.iinfo(target)
+        if raw.dtype.kind == "f" and not np.array_equal(raw, np.trunc(raw)):
+            raise InvalidTensor(f"input {spec.name!r} takes whole numbers ({spec.datatype})")
+        if raw.min() < info.min or raw.max() > info.max:
+            raise InvalidTensor(f"input {spec.name!r} takes {spec.datatype}: values from {info.min} to {info.max}")
+    with np.errstate(over="ignore"):
+        array = raw.astype(target)
+    if kind == "f" and not np.isfinite(array).all():
+        raise InvalidTensor(f"input {spec.name!r} has a value that is NaN, infinite or too large for {spec.datatype}")
+    return array
+
+
+def tensors_to_json(tensors: Tensors) -> tuple[dict[str, Any], bool]:
+    """Nested lists by output name, and whether a value was not finite (JSON has none: it becomes null)."""
+    lists: dict[str, Any] = {}
+    replaced = False
+    for name, array in tensors.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            boxed = array.astype(object)
+            boxed[~np.isfinite(array)] = None
+            lists[name], replaced = boxed.tolist(), True
+        elif array.dtype.kind == "O":
+            lists[name] = _decode(array.tolist())
+        else:
+            lists[name] = array.tolist()
+    return lists, replaced
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -1,0 +1,87 @@
+"""Golden tests: recorded requests must give their recorded answers on this machine before a version serves.
+
+x86 CPUs without VNNI may saturate in the 16-bit accumulators of INT8 kernels and lose accuracy with no error;
+this is where that is seen.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import HeadwayError, RegistryError
+from app.registry.manifest import Golden
+from app.registry.servable import Servable
+
+
+class Expected(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index: int = Field(ge=0)
+    confidence: float
+
+
+class GoldenRequest(BaseModel):
+    """Exactly one of `image` (a file beside golden.json) and `inputs`; `top` or `value` is the answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image: str | None = None
+    inputs: Any = None
+    top: tuple[Expected, ...] = ()
+    value: float | None = None
+
+
+class GoldenFile(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    requests: tuple[GoldenRequest, ...] = Field(min_length=1)
+
+
+def run_golden_tests(servable: Servable) -> int:
+    """Run every golden request; return how many there were. Raises RegistryError with both figures on a difference."""
+    golden = servable.manifest.golden
+    if golden is None:
+        return 0
+    path = servable.directory / golden.file
+    for number, request in enumerate(_read(path), 1):
+        try:
+            problem = _difference(servable, golden, request, path.parent)
+        except HeadwayError as exc:
+            problem = str(exc)
+        if problem:
+            raise RegistryError(f"{path}: request {number} no longer gives its recorded answer: {problem}")
+    return len(_read(path))
+
+
+def _read(path: Path) -> tuple[GoldenRequest, ...]:
+    try:
+        return GoldenFile.model_validate(json.loads(path.read_bytes())).requests
+    except (ValueError, ValidationError) as exc:
+        raise RegistryError(f"{path}: is not a file of golden requests ({' '.join(str(exc).split())})") from exc
+
+
+def _difference(servable: Servable, golden: Golden, request: GoldenRequest, folder: Path) -> str | None:
+    if request.image is not None:
+        tensors = servable.prepare("image", (folder / request.image).read_bytes())
+    else:
+        tensors = servable.prepare("tensor", request.inputs)
+    classes = len(servable.classification.labels) if servable.classification else 1
+    items = servable.answer(servable.run(tensors), classes)
+    if not items:
+        return "the model gave no answer"
+    if request.value is not None:
+        found = items[0].value
+        return None if found is not None and abs(found - request.value) <= golden.tolerance else f"value {found}"
+    ranked = items[0].predictions
+    if golden.top1 == "equal" and request.top and ranked[0].index != request.top[0].index:
+        return f"the first label is {ranked[0].label!r} (index {ranked[0].index}), recorded is {request.top[0].index}"
+    confidences = {prediction.index: prediction.confidence for prediction in ranked}
+    for expected in request.top:
+        found = confidences.get(expected.index)
+        if found is None or abs(found - expected.confidence) > golden.tolerance:
+            return f"the confidence of index {expected.index} is {found}, recorded is {expected.confidence}"
+    return None

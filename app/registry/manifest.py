@@ -1,0 +1,218 @@
+"""What a model version says of itself: `model.yaml`, validated, unknown keys refused.
+
+The reference of every key is docs/reference/model-yaml.md.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from app.errors import RegistryError
+from app.processing.image import ImageProcessing
+from app.processing.tensor import TensorProcessing
+from app.registry.versions import MODEL_NAME, Version
+from app.registry.yaml import read_yaml
+from app.tensors import Datatype, TensorSpec
+
+SCHEMA = 1
+MODEL_FILES = {"onnx": "model.onnx"}
+Task = Literal["image-classification", "text-classification", "tabular-classification", "regression", "tensor"]
+_SHA256 = r"[0-9a-f]{64}"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Section):
+    sha256: str = Field(pattern=f"^{_SHA256}$")
+    bytes: int = Field(ge=0)
+
+
+class TensorEntry(_Section):
+    name: str = Field(min_length=1, max_length=256)
+    datatype: Datatype
+    shape: tuple[Annotated[int, Field(ge=-1)], ...]
+    batched: bool = True
+
+    @property
+    def spec(self) -> TensorSpec:
+        return TensorSpec(self.name, self.datatype, self.shape)
+
+
+class Batch(_Section):
+    """`axis: null` means that the model is called once for each call."""
+
+    axis: Literal[0] | None = 0
+    max_size: int = Field(default=1, ge=1, le=4096)
+    max_wait_ms: float = Field(default=0, ge=0, le=1000)
+
+    @field_validator("axis", mode="before")
+    @classmethod
+    def _axis_number(cls, value: object) -> object:
+        return 0 if value == "0" else value
+
+
+class Limits(_Section):
+    queue: int = Field(default=64, ge=1, le=100_000)
+    instances: int = Field(default=1, ge=1, le=64)
+    max_run_seconds: float = Field(default=30, gt=0, le=3600)
+    deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000)
+
+
+class ClassificationAnswer(_Section):
+    """`activation` says whether the output is logits: none (already probabilities), softmax or sigmoid."""
+
+    type: Literal["classification"]
+    output: str
+    activation: Literal["none", "softmax", "sigmoid"]
+    labels: str
+
+
+class RegressionAnswer(_Section):
+    type: Literal["regression"]
+    output: str
+    unit: str | None = None
+
+
+class TensorAnswer(_Section):
+    type: Literal["tensor"]
+
+
+class Golden(_Section):
+    """Requests with their answers, run on this machine's CPU before the version serves."""
+
+    file: str
+    top1: Literal["equal"] | None = None
+    tolerance: float = Field(ge=0, description="largest difference of a confidence or value")
+
+
+class Training(_Section):
+    algorithm: str
+    data: str
+    parameters: dict[str, str] = {}
+
+
+class Evaluation(_Section):
+    """What was measured, on what data, on which machine. `rss_mb` is what loading the version adds."""
+
+    data: str
+    n: int = Field(ge=1)
+    top1: float | None = Field(default=None, ge=0, le=1)
+    top5: float | None = Field(default=None, ge=0, le=1)
+    macro_f1: float | None = Field(default=None, ge=0, le=1)
+    latency_ms: dict[str, float] = {}
+    rss_mb: float | None = Field(default=None, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    cpu: str | None = None
+    cpu_features: tuple[str, ...] = ()
+    libraries: dict[str, str] = {}
+    date: datetime.date | None = None
+    note: str | None = None
+
+
+class Parent(_Section):
+    version: str
+    how: str
+    name: str | None = None
+
+
+class Manifest(_Section):
+    """One version of one model."""
+
+    schema_: int = Field(alias="schema")
+    name: str
+    version: str
+    serial: int | None = Field(default=None, ge=1)
+    task: Task
+    runtime: Literal["onnx"]
+    files: dict[str, FileEntry] = Field(min_length=1)
+    inputs: tuple[TensorEntry, ...] = Field(min_length=1)
+    outputs: tuple[TensorEntry, ...] = Field(min_length=1)
+    batch: Batch = Batch()
+    limits: Limits = Limits()
+    processing: Annotated[ImageProcessing | TensorProcessing, Field(discriminator="type")]
+    answer: Annotated[ClassificationAnswer | RegressionAnswer | TensorAnswer, Field(discriminator="type")]
+    golden: Golden | None = None
+    licence: str = Field(min_length=1)
+    training: Training | None = None
+    evaluation: tuple[Evaluation, ...] = ()
+    parent: Parent | None = None
+
+    @field_validator("schema_")
+    @classmethod
+    def _known_schema(cls, value: int) -> int:
+        if value != SCHEMA:
+            raise ValueError(f"this Headway reads schema {SCHEMA}; a file of schema {value} needs a newer one")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _good_name(cls, value: str) -> str:
+        if not MODEL_NAME.fullmatch(value):
+            raise ValueError(f"{value!r} is not a model name: use a-z, 0-9, '.', '_' and '-', at most 63")
+        return value
+
+    @field_validator("version")
+    @classmethod
+    def _good_version(cls, value: str) -> str:
+        return Version.parse(value).text
+
+    @field_validator("files")
+    @classmethod
+    def _relative_files(cls, value: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        for name in value:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or str(path) != name:
+                raise ValueError(f"{name!r} must be a relative path inside the version's directory")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        needed = [MODEL_FILES[self.runtime]]
+        if isinstance(self.answer, ClassificationAnswer):
+            needed.append(self.answer.labels)
+        if self.golden:
+            needed.append(self.golden.file)
+        for name in needed:
+            if name not in self.files:
+                raise ValueError(f"files lacks {name!r}, which this version reads; add it with its sha256 and bytes")
+        if not isinstance(self.answer, TensorAnswer):
+            outputs = [entry.name for entry in self.outputs]
+            if self.answer.output not in outputs:
+                raise ValueError(f"answer.output is {self.answer.output!r}, but the outputs are {', '.join(outputs)}")
+        if self.processing.type == "image" and len(self.inputs) != 1:
+            raise ValueError("processing of type image needs exactly one input")
+        return self
+
+    @property
+    def model_file(self) -> str:
+        return MODEL_FILES[self.runtime]
+
+    @property
+    def input_specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(entry.spec for entry in self.inputs)
+
+    @property
+    def output_specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(entry.spec for entry in self.outputs)
+
+    @property
+    def content_kind(self) -> Literal["image", "tensor"]:
+        """Which kind of request content this model takes at /predict."""
+        return self.processing.type
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read `directory`/model.yaml and hold it against the directory's own name and its parent's."""
+    path = directory / "model.yaml"
+    manifest = read_yaml(path, Manifest)
+    if manifest.name != directory.parent.name:
+        raise RegistryError(f"{path}: name is {manifest.name!r}, but the directory is {directory.parent.name!r}")
+    if manifest.version != directory.name:
+        raise RegistryError(f"{path}: version is {manifest.version!r}, but the directory is {directory.name!r}")
+    return manifest

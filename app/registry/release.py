@@ -1,0 +1,125 @@
+"""Which version of a model gets which traffic: `release.yaml`, the desired state."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import random
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from app.registry.versions import ALIAS_NAME, Version, is_version
+
+SCHEMA = 1
+STABLE = "stable"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _version(value: str) -> str:
+    return Version.parse(value).text
+
+
+class AliasEntry(_Section):
+    """`weight` is the percentage of unaddressed traffic; `stable` takes what the others leave."""
+
+    version: str
+    weight: float | None = Field(default=None, ge=0, le=100)
+
+    _good_version = field_validator("version")(_version)
+
+
+class Changed(_Section):
+    at: datetime.datetime
+    by: str
+    why: str
+
+
+class HistoryEntry(_Section):
+    revision: int
+    aliases: dict[str, AliasEntry]
+    at: datetime.datetime
+    by: str
+    why: str
+
+
+class Release(_Section):
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    revision: int = Field(default=0, ge=0)
+    aliases: dict[str, AliasEntry]
+    also_serve: tuple[str, ...] = ()
+    changed: Changed | None = None
+    history: tuple[HistoryEntry, ...] = ()
+
+    @field_validator("schema_")
+    @classmethod
+    def _known_schema(cls, value: int) -> int:
+        if value != SCHEMA:
+            raise ValueError(f"this Headway reads schema {SCHEMA}; a file of schema {value} needs a newer one")
+        return value
+
+    @field_validator("also_serve")
+    @classmethod
+    def _good_versions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_version(version) for version in value)
+
+    @field_validator("aliases", mode="before")
+    @classmethod
+    def _good_aliases(cls, value: Any) -> Any:
+        for name in value if isinstance(value, dict) else ():
+            if not ALIAS_NAME.fullmatch(str(name)) or is_version(str(name)):
+                raise ValueError(f"{name!r} is not an alias: use a-z, 0-9, '_' and '-', beginning with a letter")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Release:
+        if STABLE not in self.aliases:
+            raise ValueError("aliases.stable is missing; it names the version that serves")
+        if self.aliases[STABLE].weight is not None:
+            raise ValueError("aliases.stable takes no weight; it gets what the others leave")
+        if sum(entry.weight or 0 for entry in self.aliases.values()) > 100:
+            raise ValueError("the weights of the aliases add up to more than 100")
+        return self
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Every version that is served, each once, `stable` first."""
+        named = [
+            self.aliases[STABLE].version,
+            *(entry.version for entry in self.aliases.values()),
+            *self.also_serve,
+        ]
+        return tuple(dict.fromkeys(named))
+
+    def route(self, model: str, routing_key: bytes | None) -> str:
+        """The alias that takes a call which names none: by weight, sticky by `routing_key` where one is given.
+
+        The same key gets the same alias on every worker and replica, and keeps it while a weight is raised.
+        """
+        weighted = [(alias, entry.weight) for alias, entry in self.aliases.items() if entry.weight]
+        if not weighted:
+            return STABLE
+        point = random.random() if routing_key is None else bucket(model, routing_key)
+        edge = 0.0
+        for alias, weight in weighted:
+            edge += weight / 100
+            if point < edge:
+                return alias
+        return STABLE
+
+
+def bucket(model: str, routing_key: bytes) -> float:
+    """Where a routing key falls in [0, 1): the first 8 bytes of BLAKE2b(model, 0, key)."""
+    digest = hashlib.blake2b(model.encode() + b"\0" + routing_key, digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def implicit_release(versions: list[Version]) -> Release | None:
+    """What serves where there is no release.yaml: the newest final version, nothing else."""
+    finals = [version for version in versions if version.is_final]
+    if not finals:
+        return None
+    return Release(aliases={STABLE: AliasEntry(version=max(finals).text)})

@@ -1,0 +1,133 @@
+"""A loaded version: its runtime with the processing before and after it. Made by lifecycle, used by the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from app.errors import InvalidContent, RegistryError
+from app.processing.classification import Classification, Prediction
+from app.processing.image import ImageProcessing, ImageProcessor
+from app.processing.tensor import check_tensors, tensors_from_json
+from app.registry.manifest import ClassificationAnswer, Manifest, RegressionAnswer
+from app.registry.store import read_labels
+from app.runtimes.base import Runtime
+from app.tensors import Array, Tensors
+
+ContentKind = Literal["image", "tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a caller sends before processing.
+
+    kind "image": each item the bytes of one encoded image. kind "tensor": one item, the nested lists (or a mapping
+    of input name to nested lists) of one call. An item that could not be decoded is its HeadwayError, and is answered
+    with it.
+    """
+
+    kind: ContentKind
+    items: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """The answer to one row: labels for a classifier, a value for a regression, neither for plain tensors."""
+
+    predictions: tuple[Prediction, ...] = ()
+    value: float | None = None
+
+
+class Servable:
+    """One version, ready to run. All methods are thread-safe."""
+
+    def __init__(self, manifest: Manifest, directory: Path, runtime: Runtime) -> None:
+        """Raises RegistryError where the labels or the file's signature contradict the manifest."""
+        self.manifest = manifest
+        self.directory = directory
+        self.runtime = runtime
+        self.name = manifest.name
+        self.version = manifest.version
+        self._check_signature()
+        self._input_specs = manifest.input_specs
+        self._image_input = manifest.inputs[0].name
+        self._images = ImageProcessor(manifest.processing) if isinstance(manifest.processing, ImageProcessing) else None
+        self.classification = self._classification()
+
+    @property
+    def kind(self) -> ContentKind:
+        return self.manifest.content_kind
+
+    @property
+    def max_batch_size(self) -> int:
+        return self.manifest.batch.max_size if self.manifest.batch.axis is not None else 1
+
+    def prepare(self, kind: ContentKind, item: Any) -> dict[str, Array]:
+        """One item of content to the model's inputs. Raises InvalidContent and its kin."""
+        if kind != self.kind:
+            raise InvalidContent(f"{self.name} takes {_KIND_WORDS[self.kind]}, not {_KIND_WORDS[kind]}")
+        if self._images is not None:
+            return {self._image_input: self._images.prepare(item)}
+        return tensors_from_json(item, self._input_specs)
+
+    def check(self, tensors: Tensors) -> None:
+        check_tensors(tensors, self._input_specs)
+
+    def run(self, tensors: Tensors, outputs: Sequence[str] | None = None) -> Tensors:
+        return self.runtime.run(tensors, outputs)
+
+    def answer(self, tensors: Tensors, top_k: int) -> tuple[Item, ...] | None:
+        """Outputs to one item a row; None for models whose answer is the tensors themselves."""
+        answer = self.manifest.answer
+        if isinstance(answer, ClassificationAnswer):
+            assert self.classification is not None
+            scores = tensors[answer.output]
+            ranked = self.classification.rank(scores.reshape(-1, scores.shape[-1]), top_k)
+            return tuple(Item(predictions=tuple(row)) for row in ranked)
+        if isinstance(answer, RegressionAnswer):
+            return tuple(Item(value=float(value)) for value in tensors[answer.output].reshape(-1))
+        return None
+
+    def close(self) -> None:
+        self.runtime.close()
+
+    def _classification(self) -> Classification | None:
+        answer = self.manifest.answer
+        if not isinstance(answer, ClassificationAnswer):
+            return None
+        labels = read_labels(self.directory / answer.labels)
+        output = next(spec for spec in self.manifest.output_specs if spec.name == answer.output)
+        if output.shape[-1:] not in ((-1,), (len(labels),)):
+            raise RegistryError(
+                f"{self.directory / answer.labels}: has {len(labels)} labels, but output {answer.output!r} "
+                f"has {output.shape[-1] if output.shape else 'no'} classes"
+            )
+        return Classification(labels, answer.activation)
+
+    def _check_signature(self) -> None:
+        path = self.directory / "model.yaml"
+        pairs: Mapping[str, Any] = {
+            "inputs": (self.manifest.input_specs, self.runtime.inputs),
+            "outputs": (self.manifest.output_specs, self.runtime.outputs),
+        }
+        for field, (declared, actual) in pairs.items():
+            by_name = {spec.name: spec for spec in actual}
+            for spec in declared:
+                found = by_name.pop(spec.name, None)
+                if found is None:
+                    names = ", ".join(other.name for other in actual)
+                    raise RegistryError(f"{path}: {field}: the file has no {spec.name!r}; it has {names}")
+                if found.datatype != spec.datatype or not _compatible(spec.shape, found.shape):
+                    raise RegistryError(f"{path}: {field}: says {spec}, but the file says {found}; correct the former")
+            if by_name and field == "inputs":
+                raise RegistryError(f"{path}: inputs: the file also needs {', '.join(map(str, by_name.values()))}")
+
+
+_KIND_WORDS = {"image": "images", "tensor": "numbers (the key inputs)"}
+
+
+def _compatible(declared: tuple[int, ...], actual: tuple[int, ...]) -> bool:
+    """A declared size may be narrower than a free dimension of the file, never wider."""
+    return len(declared) == len(actual) and all(have in (-1, want) for want, have in zip(declared, actual, strict=True))

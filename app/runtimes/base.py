@@ -1,0 +1,41 @@
+"""The interface of a backend. What a new runtime must hold stands in the docstrings of `Runtime`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from app.errors import HeadwayError
+from app.tensors import Tensors, TensorSpec
+
+
+class RuntimeLoadError(HeadwayError):
+    """The backend cannot load the file. The message carries the backend's own words."""
+
+
+class RunFailed(HeadwayError):
+    """The backend failed while it ran: the fault of the model or of its input, not of the caller's neighbours."""
+
+    code = "model_failed"
+    status = 500
+
+
+class Runtime(Protocol):
+    """A loaded model. `run` may be called from several threads at once; `close` once, when no run is left."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    def run(self, tensors: Tensors, outputs: Sequence[str] | None = None) -> Tensors:
+        """Run once. Keys of `tensors` are input names; arrays have the declared datatype (BYTES: objects of bytes).
+
+        Returns the named outputs, or all. Raises RunFailed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. Nothing may be called afterwards."""
+        ...

@@ -1,0 +1,88 @@
+"""All settings: environment variables with the prefix HEADWAY_, built once at the top and passed down.
+
+The reference with every default is docs/reference/settings.md; a test holds it equal to this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Values are checked when built; a wrong one raises ValidationError naming the variable."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADWAY_", env_file=".env", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    uds: Path | None = Field(None, description="Unix socket to listen on instead of an address and a port.")
+    models: Path = Field(Path("models"), description="The registry directory.")
+    releases: Path | None = Field(
+        None, description="Directory of the release.yaml files; the registry itself if unset."
+    )
+    workers: int | None = Field(None, ge=1, le=512, description="Worker processes; chosen from the CPUs if unset.")
+    threads: int | None = Field(None, ge=1, le=512, description="Inference threads in each worker; chosen if unset.")
+    cpus: float | None = Field(None, gt=0, description="CPUs to plan for; the cgroup's quota or the affinity if unset.")
+    strict: bool = Field(False, description="Not ready while any released model has failed to load.")
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys that open the prediction routes, separated by commas; open to all if unset."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may call the API, separated by commas; * for all."
+    )
+    root_path: str = Field("", description="Path prefix that a proxy strips, as /models.")
+    forwarded_allow_ips: str = Field(
+        "127.0.0.1",
+        description="Proxies whose X-Forwarded-* headers are believed, separated by commas; * for all.",
+    )
+    ssl_certfile: Path | None = Field(None, description="TLS certificate chain (PEM).")
+    ssl_keyfile: Path | None = Field(None, description="TLS private key (PEM).")
+
+    max_body_bytes: int = Field(20_000_000, ge=1024, description="Largest request body; larger ones get 413.")
+    max_inflight_bytes: int | None = Field(
+        None,
+        ge=1024,
+        description="Bodies held at one time over all workers; a quarter of the memory limit if unset.",
+    )
+    max_items: int = Field(64, ge=1, le=10_000, description="Most images or texts in one request.")
+    body_timeout_seconds: float = Field(30, gt=0, description="Time to receive a whole body; then 408.")
+    deadline_ms: int = Field(10_000, ge=1, description="Time to answer, from the last byte of the body; then 504.")
+    max_deadline_ms: int = Field(60_000, ge=1, description="Largest deadline that a caller may ask for.")
+    drain_seconds: float | None = Field(
+        None,
+        ge=0,
+        description="After SIGTERM: how long requests are still taken while ready answers 503; 5, and 0 on a terminal.",
+    )
+    graceful_timeout_seconds: float = Field(
+        90, gt=0, description="After SIGTERM: when workers that have not ended are killed."
+    )
+    keepalive_seconds: int = Field(75, ge=1, description="How long an idle connection is kept open.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto: text on a terminal, else JSON lines."
+    )
+    access_log_sample: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of requests that get a line in the log; errors of the server always do.",
+    )
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ValueError("HEADWAY_SSL_CERTFILE and HEADWAY_SSL_KEYFILE are set together or not at all")
+        if self.deadline_ms > self.max_deadline_ms:
+            raise ValueError("HEADWAY_DEADLINE_MS must not be larger than HEADWAY_MAX_DEADLINE_MS")
+        return self

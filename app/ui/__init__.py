@@ -1,0 +1,48 @@
+"""The page at `/`: three files of ours, no outside request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from app.errors import RouteNotFound
+
+_FOLDER = Path(__file__).parent
+_TYPES = {
+    "index.html": "text/html; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "page.css": "text/css; charset=utf-8",
+}
+# The page needs nothing from elsewhere; this says so to the browser.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class UiApi:
+    def __init__(self) -> None:
+        self._files = {name: (_FOLDER / name).read_bytes() for name in _TYPES}
+        self.router = APIRouter(include_in_schema=False)
+        self.router.add_api_route("/", self.page)
+        self.router.add_api_route("/ui/{name}", self.asset)
+
+    async def page(self) -> Response:
+        return self._respond("index.html")
+
+    async def asset(self, name: str) -> Response:
+        if name not in self._files:
+            raise RouteNotFound(f"there is no /ui/{name}; the page is at /")
+        return self._respond(name)
+
+    def _respond(self, name: str) -> Response:
+        headers = {
+            "content-type": _TYPES[name],
+            "content-security-policy": _POLICY,
+            "cache-control": "no-cache",
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+        }
+        return Response(self._files[name], headers=headers)
