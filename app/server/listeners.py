@@ -1,0 +1,121 @@
+"""The listening sockets, bound by us: gunicorn retries a taken port for 5 s and ends without saying why."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+from app.server.options import ConfigurationError, ServerOptions
+
+
+def bind_listeners(options: ServerOptions) -> list[socket.socket]:
+    """Bound, not yet listening, in the order of the options. Raises ConfigurationError with what to do."""
+    listeners: list[socket.socket] = []
+    try:
+        if options.uds is not None:
+            listeners.append(_bind_unix(options.uds))
+        else:
+            listeners.append(_bind_port(options.host, options.port))
+        for host, port in options.also_bind:
+            listeners.append(_bind_port(host, port))
+    except ConfigurationError:
+        close_listeners(listeners)
+        raise
+    return listeners
+
+
+def start_listening(listeners: list[socket.socket], backlog: int) -> None:
+    for listener in listeners:
+        try:
+            listener.listen(backlog)
+        except OSError as exc:
+            host, port = listener.getsockname()[:2]
+            raise _explain(exc, host, port) from exc
+
+
+def close_listeners(listeners: list[socket.socket]) -> None:
+    for listener in listeners:
+        listener.close()
+
+
+def describe_address(listener: socket.socket, is_tls: bool) -> str:
+    """What to call it in a browser or in `curl`."""
+    name = listener.getsockname()
+    if isinstance(name, str):
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"{'https' if is_tls else 'http'}://{host}:{name[1]}"
+
+
+def remove_unix_socket(path: str, inode: int) -> None:
+    """Remove our socket file; not one that a successor has put in its place."""
+    with contextlib.suppress(OSError):
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
+
+
+def _bind_port(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:  # getaddrinfo would take it modulo 65536
+        raise ConfigurationError(f"port {port} does not exist: choose one up to 65535 with --port")
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as exc:
+        raise ConfigurationError(f"host {host} is not known: check --host") from exc
+    # Of a name with addresses of both families, such as localhost, clients expect the IPv4 one to work.
+    family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as exc:
+        listener.close()
+        raise _explain(exc, host, port) from exc
+    return listener
+
+
+def _explain(exc: OSError, host: str, port: int) -> ConfigurationError:
+    code = exc.errno
+    if code == errno.EADDRINUSE:
+        text = f"port {port} on {host} is taken: stop the other server or choose another with --port"
+    elif code in (errno.EACCES, errno.EPERM):
+        text = f"no permission for port {port} on {host}: choose one above 1023 with --port"
+    elif code == errno.EADDRNOTAVAIL:
+        text = f"{host} is not an address of this machine: check --host"
+    else:
+        text = f"cannot listen on port {port} of {host}: {exc}"
+    return ConfigurationError(text)
+
+
+def _bind_unix(path: str) -> socket.socket:
+    _clear_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o666)  # a proxy runs as another user; the directory says who may come in
+    except OSError as exc:
+        listener.close()
+        raise ConfigurationError(f"cannot make the socket {path}: {exc.strerror or exc}") from exc
+    return listener
+
+
+def _clear_stale(path: str) -> None:
+    """Remove the socket of a server that was killed; refuse to touch anything else."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigurationError(f"{path} exists and is not a socket: choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError as exc:
+            raise ConfigurationError(f"cannot use the socket {path}: {exc.strerror or exc}") from exc
+    raise ConfigurationError(f"the socket {path} is taken: stop the other server or choose another path")
