@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Resolve pyproject.toml into requirements/*.txt: every package pinned with its hashes, for Python 3.11 and newer on
+# every platform, and no index named. An environment that is behind its file is set up again by the next `make`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python3 -m venv "$work/venv"
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check uv
+compile() {
+    local target=$1
+    shift
+    "$work/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+        --no-emit-find-links --no-annotate --custom-compile-command "make lock" "$@" -o "$target" pyproject.toml
+}
+# setuptools builds the project itself, without a second environment.
+compile requirements/server.txt --extra build
+compile requirements/test.txt --extra build --extra test
+compile requirements/recipes.txt --extra build --extra recipes

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# The whole suite, in parallel. What it needs from Debian is installed where that is allowed, else named.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/debian.sh chromium:chromium fonts-dejavu-core:
+exec .venv/bin/pytest -n 2 --dist loadgroup -m 'not slow' "$@"
