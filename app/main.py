@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import threading
-import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -54,8 +53,8 @@ def create_app(
     """
     metrics = metrics or Metrics()
     registry = Registry(Store(settings.models, settings.releases), cpu_features=cpu_features())
-    batcher = Batcher(threads)
-    inference = Inference(registry, batcher)
+    batcher = Batcher(threads, metrics)
+    inference = Inference(registry, batcher, metrics)
     bodies = BodyReader(settings.max_body_bytes, _inflight_bytes(settings) // workers, settings.body_timeout_seconds)
 
     @contextlib.asynccontextmanager
@@ -97,7 +96,7 @@ def create_app(
 
 def _add_middleware(application: FastAPI, settings: Settings, recorder: Recorder) -> None:
     keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
-    application.add_middleware(RequestMiddleware, keys=keys, record=recorder)
+    application.add_middleware(RequestMiddleware, keys=keys, root_path=settings.root_path, record=recorder)
     if settings.cors_origins:
         application.add_middleware(
             CORSMiddleware,
@@ -148,8 +147,9 @@ def _application_from_environment() -> ASGIApp:
 
 def prepare_process() -> None:
     """What belongs to a server process, but not to a program that merely imports the package."""
-    # ImageProcessor has tighter limits of its own, and `draft` makes JPEGs harmless that Pillow warns of.
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    # ImageProcessor has tighter limits of its own, which name the size; Pillow's would warn of JPEGs that `draft`
+    # makes harmless.
+    Image.MAX_IMAGE_PIXELS = None
 
 
 def __getattr__(name: str) -> Any:

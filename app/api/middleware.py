@@ -48,9 +48,12 @@ class KeyRing:
 class RequestMiddleware:
     """Plain ASGI. `record` is called once a request is over, with its context; it must not raise."""
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, record: Callable[[Scope, RequestContext], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: KeyRing, root_path: str, record: Callable[[Scope, RequestContext], None]
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._root_path = root_path
         self._record = record
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,6 +61,8 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         context = scope[SCOPE_KEY] = new_context(scope)
+        if self._root_path:
+            scope["root_path"] = self._root_path
         request_id = (b"x-request-id", context.request_id.encode("ascii"))
 
         async def send_with_id(message: Message) -> None:

@@ -93,6 +93,7 @@ class PredictApi:
         call = Call(
             inputs=content,
             deadline=arrived + deadline_ms / 1e3,
+            is_plural=wire.images is not None,
             top_k=wire.top_k,
             routing_key=routing_key,
             request_id=context.request_id,
@@ -269,7 +270,7 @@ def _describe(error: ValidationError) -> str:
 
 
 def render_answer(answer: Answer, context: RequestContext, *, is_plural: bool, unit: str | None) -> tuple[bytes, int]:
-    """The JSON of an answer and its status: 200 if at least one item worked, else the first error's."""
+    """The JSON of an answer and its status: 200 if at least one item worked, else the first error's, in its shape."""
     content: dict[str, Any] = {}
     status = 200
     not_finite = False
@@ -282,6 +283,7 @@ def render_answer(answer: Answer, context: RequestContext, *, is_plural: bool, u
         errors = [item for item in answer.items if isinstance(item, HeadwayError)]
         if errors and len(errors) == len(items):
             status, context.error_code = errors[0].status, errors[0].code
+            content |= {"error": str(errors[0]), "code": errors[0].code}
     if unit is not None:
         content["unit"] = unit
     content |= {

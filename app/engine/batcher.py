@@ -15,8 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import Gauge
+
 from app.engine.deadlines import Deadlines
 from app.errors import Overloaded
+from app.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,9 @@ class _Job:
 class Batcher:
     """`threads` daemon threads and one queue. `submit` is called in the event loop; `close` ends the threads."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics
+        self._depths: dict[str, Gauge] = {}
         self._jobs: deque[_Job] = deque()
         self._waiting: Counter[str] = Counter()
         self._changed = threading.Condition()
@@ -63,12 +68,18 @@ class Batcher:
             self._waiting[model] += len(jobs)
             self._jobs.extend(jobs)
             self._changed.notify(len(jobs))
+        self._count_waiting(model, len(jobs))
         for job in jobs:
             self._deadlines.watch(job.future, deadline)
         return [job.future for job in jobs]
 
-    def waiting(self, model: str) -> int:
-        return self._waiting[model]
+    def _count_waiting(self, model: str, change: int) -> None:
+        if self._metrics is None:
+            return
+        depth = self._depths.get(model)
+        if depth is None:
+            depth = self._depths[model] = self._metrics.queue_depth.labels(model)
+        depth.inc(change)
 
     def close(self) -> None:
         """End the threads once they are idle; works that still wait are run first."""
@@ -80,6 +91,7 @@ class Batcher:
 
     def _work(self) -> None:
         while (job := self._take()) is not None:
+            self._count_waiting(job.model, -1)
             now = time.monotonic()
             if job.future.done() or job.deadline <= now:
                 continue  # the deadline's timer, or the caller, has settled the future or is about to
@@ -105,6 +117,8 @@ class Batcher:
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
     if future.done():
         return
+    if isinstance(error, StopIteration):
+        error = RuntimeError(f"a work raised {error!r}, which no future can carry")
     if error is not None:
         future.set_exception(error)
     else:

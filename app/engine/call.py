@@ -31,11 +31,15 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`deadline` is in time.monotonic() seconds. `outputs` None asks for all, and for labels where there are any."""
+    """`deadline` is in time.monotonic() seconds. `outputs` None asks for all, and for labels where there are any.
+
+    Of a plural call an item that fails is its error in the answer; else the error is raised.
+    """
 
     inputs: Content | Tensors
     deadline: float
     outputs: tuple[str, ...] | None = None
+    is_plural: bool = False
     top_k: int = 5
     routing_key: bytes | None = None
     request_id: str = ""

@@ -12,6 +12,7 @@ from typing import Any
 from app.engine.batcher import Batcher
 from app.engine.call import Answer, Call, Timings
 from app.errors import HeadwayError
+from app.metrics import Metrics
 from app.registry.lifecycle import Registry, Resolved
 from app.registry.servable import Content, ContentKind, Item, Servable
 from app.registry.versions import ModelRef
@@ -24,15 +25,17 @@ class _Part:
 
     items: tuple[Item, ...] | None
     tensors: Tensors
+    rows: int
     timings: Timings
 
 
 class Inference:
     """`predict` for servers, `predict_now` without one: the same steps, in a thread of the batcher or in this one."""
 
-    def __init__(self, registry: Registry, batcher: Batcher | None = None) -> None:
+    def __init__(self, registry: Registry, batcher: Batcher | None = None, metrics: Metrics | None = None) -> None:
         self.registry = registry
         self._batcher = batcher
+        self._metrics = metrics
 
     def resolve(self, ref: ModelRef | None, kind: ContentKind, routing_key: bytes | None = None) -> Resolved:
         """Which version answers; without `ref` the default model for this kind. Raises ModelNotFound and its kin."""
@@ -50,6 +53,11 @@ class Inference:
         works = _works(servable, call)
         futures = self._batcher.submit(servable.name, works, call.deadline, limit=servable.manifest.limits.queue)
         results = await asyncio.gather(*futures, return_exceptions=True)
+        if self._metrics is not None:
+            batch_size = self._metrics.model(servable.name, servable.version).batch_size
+            for result in results:
+                if isinstance(result, _Part):
+                    batch_size.observe(result.rows)
         return _assemble(call, resolved, results)
 
     def predict_now(self, call: Call, resolved: Resolved) -> Answer:
@@ -85,11 +93,11 @@ def _compute(servable: Servable, call: Call, item: Any, waited: float) -> _Part:
         inference=ran - prepared,
         postprocess=time.perf_counter() - ran,
     )
-    return _Part(items, outputs, timings)
+    return _Part(items, outputs, len(items) if items is not None else 1, timings)
 
 
 def _assemble(call: Call, resolved: Resolved, results: list[_Part | BaseException]) -> Answer:
-    """One answer from the results of its works; the error itself where there was only one work."""
+    """One answer from the results of its works."""
     timings = Timings()
     items: list[Item | HeadwayError] = []
     tensors: Tensors | None = None
@@ -98,7 +106,7 @@ def _assemble(call: Call, resolved: Resolved, results: list[_Part | BaseExceptio
             timings.add(result.timings)
             items.extend(result.items or ())
             tensors = result.tensors
-        elif isinstance(result, HeadwayError) and len(results) > 1:
+        elif isinstance(result, HeadwayError) and call.is_plural:
             items.append(result)
         else:
             raise result

@@ -157,6 +157,7 @@ class HeadwayArbiter(Arbiter):  # type: ignore[misc]
 
     def _bury(self, worker: HeadwayWorker, status: int) -> None:
         worker.tmp.close()
+        has_served = self.slots.is_accepting(worker.slot)
         self.slots.release(worker.slot)
         if self.app.metrics_dir is not None:
             self.app.metrics_dir.reset_live(worker.slot)
@@ -166,7 +167,7 @@ class HeadwayArbiter(Arbiter):  # type: ignore[misc]
         if not is_expected:
             if status == EXIT_CONFIGURATION and not self._has_been_ready:
                 raise HaltServer(self.slots.read_report(), 1)
-            pause = self._respawns.record_death(end.slot, end.lived_seconds, status != 0, now)
+            pause = self._respawns.record_death(end.slot, end.lived_seconds, status != 0, now, has_served=has_served)
             self._log_death(end, pause)
         self._call(self.options.on_worker_exit, end)
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 30.0
+# A worker that had accepted was able to serve: it was killed, or one request in many ends it. Its place is worth
+# the attempt.
+LONGEST_PAUSE_AFTER_SERVING_SECONDS = 0.5
 # A worker that lived so long did not die of its start.
 SETTLED_SECONDS = 60.0
 
@@ -24,14 +27,17 @@ class RespawnPlan:
     def __init__(self) -> None:
         self._vacancies: dict[int, Vacancy] = {}
 
-    def record_death(self, slot: int, lived_seconds: float, is_failure: bool, now: float) -> float:
-        """Returns the pause before the slot is due."""
+    def record_death(
+        self, slot: int, lived_seconds: float, is_failure: bool, now: float, *, has_served: bool = False
+    ) -> float:
+        """Returns the pause before the slot is due. `has_served`: the worker had begun to accept."""
         vacancy = self._vacancies.setdefault(slot, Vacancy())
         if lived_seconds >= SETTLED_SECONDS:
             vacancy.young_deaths = 0
         pause = 0.0
         if is_failure and lived_seconds < SETTLED_SECONDS:
-            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(vacancy.young_deaths, 20))
+            longest = LONGEST_PAUSE_AFTER_SERVING_SECONDS if has_served else LONGEST_PAUSE_SECONDS
+            pause = min(longest, FIRST_PAUSE_SECONDS * 2 ** min(vacancy.young_deaths, 20))
             vacancy.young_deaths += 1
         vacancy.due_at = now + pause
         return pause

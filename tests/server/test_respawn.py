@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.server.respawn import LONGEST_PAUSE_SECONDS, RespawnPlan
+from app.server.respawn import LONGEST_PAUSE_AFTER_SERVING_SECONDS, LONGEST_PAUSE_SECONDS, RespawnPlan
 
 
 def test_pause_grows_to_its_limit() -> None:
@@ -37,3 +37,10 @@ def test_slots_do_not_wait_for_each_other() -> None:
     assert plan.list_due(1000.0) == [0]
     plan.forget_waiting()
     assert plan.list_waiting() == []
+
+
+def test_pause_stays_short_after_a_worker_that_served() -> None:
+    plan = RespawnPlan()
+    pauses = [plan.record_death(0, 0.5, True, 100.0, has_served=True) for _ in range(12)]
+    assert pauses[0] == pytest.approx(0.1)
+    assert max(pauses) == LONGEST_PAUSE_AFTER_SERVING_SECONDS

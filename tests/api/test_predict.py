@@ -1,0 +1,148 @@
+"""POST /predict over real sockets, with the shipped models: what is answered, and in which shape."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+STAGES = ["decode", "queue", "preprocess", "inference", "postprocess", "total"]
+
+
+def encode(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_predict_json_image_names_the_animal(client: httpx.Client, cat: bytes) -> None:
+    answer = client.post("/predict", json={"image": encode(cat), "top_k": 3})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert set(body) == {"predictions", "model", "version", "alias", "request_id"}
+    assert body["model"] == "efficientnet-lite0"
+    assert body["version"] == "1.1.0"
+    assert body["alias"] == "stable"
+    assert [set(prediction) for prediction in body["predictions"]] == [{"label", "index", "confidence"}] * 3
+    assert body["predictions"][0]["label"] == "tabby cat"
+    assert body["predictions"][0]["index"] == 281
+    confidences = [prediction["confidence"] for prediction in body["predictions"]]
+    assert confidences == sorted(confidences, reverse=True)
+    assert 0 < sum(confidences) <= 1
+
+
+@pytest.mark.parametrize("form", ["data url", "line breaks", "raw", "raw with query", "multipart", "no content type"])
+def test_predict_every_way_to_send_an_image_gives_one_answer(client: httpx.Client, cat: bytes, form: str) -> None:
+    expected = client.post("/predict", json={"image": encode(cat)}).json()["predictions"]
+    text = encode(cat)
+    lines = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
+    if form == "data url":
+        answer = client.post("/predict", json={"image": f"data:image/jpeg;base64,{text}"})
+    elif form == "line breaks":
+        answer = client.post("/predict", json={"image": lines})
+    elif form == "raw":
+        answer = client.post("/predict", content=cat, headers={"content-type": "image/jpeg"})
+    elif form == "raw with query":
+        query = {"model": "efficientnet-lite0@1.1.0", "top_k": "5"}
+        answer = client.post("/predict", params=query, content=cat, headers={"content-type": "image/*"})
+    elif form == "multipart":
+        answer = client.post("/predict", files={"image": ("cat.jpg", cat, "image/jpeg")}, data={"top_k": "5"})
+    else:
+        answer = client.post("/predict", content=json.dumps({"image": text}))
+    assert answer.status_code == 200
+    assert answer.json()["predictions"] == expected
+
+
+def test_predict_images_answers_each_for_itself(client: httpx.Client, cat: bytes) -> None:
+    images = [encode(cat), "!!!", encode(b"no image"), encode(cat)]
+    answer = client.post("/predict", json={"images": images, "top_k": 1})
+    assert answer.status_code == 200
+    results = answer.json()["results"]
+    assert [result.get("code") for result in results] == [None, "bad_image", "bad_image", None]
+    assert results[0] == results[3]
+    assert results[0]["predictions"][0]["label"] == "tabby cat"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_predict_images_that_all_fail_give_the_first_error_status(client: httpx.Client, count: int) -> None:
+    answer = client.post("/predict", json={"images": ["!!!"] * count})
+    assert answer.status_code == 400
+    body = answer.json()
+    assert body["code"] == "bad_image"
+    assert "not base64" in body["error"]
+    assert [result["code"] for result in body["results"]] == ["bad_image"] * count
+
+
+def test_predict_multipart_with_several_files_is_plural(client: httpx.Client, cat: bytes) -> None:
+    files = [("image", ("a.jpg", cat, "image/jpeg")), ("image", ("b.jpg", cat, "image/jpeg"))]
+    assert len(client.post("/predict", files=files).json()["results"]) == 2
+
+
+def test_predict_inputs_reads_digits(client: httpx.Client) -> None:
+    pixels, labels = load_digits(return_X_y=True)
+    answer = client.post("/predict", json={"inputs": pixels[:50].tolist(), "model": "digits", "top_k": 2})
+    assert answer.status_code == 200
+    results = answer.json()["results"]
+    read = [int(result["predictions"][0]["label"]) for result in results]
+    assert np.mean(np.array(read) == labels[:50]) >= 0.96
+    by_name = client.post("/predict", json={"inputs": {"pixels": pixels[:50].tolist()}, "model": "digits", "top_k": 2})
+    assert by_name.json()["results"] == results
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
+def test_predict_names_the_exact_version(client: httpx.Client, version: str) -> None:
+    answer = client.post("/predict", json={"inputs": [[0.0] * 64], "model": f"digits@{version}"}).json()
+    assert (answer["version"], answer["alias"]) == (version, None)
+    assert answer["model"] == "digits"
+
+
+def test_predict_rows_equal_each_alone(client: httpx.Client) -> None:
+    rows = load_digits(return_X_y=True)[0][:7].tolist()
+    together = client.post("/predict", json={"inputs": rows, "model": "digits"}).json()["results"]
+    for row, expected in zip(rows, together, strict=True):
+        alone = client.post("/predict", json={"inputs": [row], "model": "digits"}).json()["results"][0]
+        for one, other in zip(alone["predictions"], expected["predictions"], strict=True):
+            assert one["label"] == other["label"]
+            assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-5)
+
+
+def test_predict_without_rows_has_no_results(client: httpx.Client) -> None:
+    answer = client.post("/predict", json={"inputs": {"pixels": []}, "model": "digits"})
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "bad_tensor"
+
+
+def test_predict_server_timing_has_every_stage(client: httpx.Client, cat: bytes) -> None:
+    answer = client.post("/predict", content=cat, headers={"content-type": "image/jpeg"})
+    found = re.findall(r"(\w+);dur=([\d.]+)", answer.headers["server-timing"])
+    assert [name for name, _ in found] == STAGES
+    durations = {name: float(value) for name, value in found}
+    assert all(value >= 0 for value in durations.values())
+    assert sum(value for name, value in durations.items() if name != "total") <= durations["total"]
+
+
+def test_predict_request_id_is_the_callers_where_it_is_safe(client: httpx.Client) -> None:
+    body = {"inputs": [[0.0] * 64]}
+    answer = client.post("/predict", json=body, headers={"x-request-id": "order-7/a.b~c"})
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "order-7/a.b~c"
+    for unsafe in ("a b", "x" * 129, 'quote"'):
+        answer = client.post("/predict", json=body, headers={"x-request-id": unsafe})
+        assert re.fullmatch(r"[0-9a-f]{32}", answer.json()["request_id"])
+
+
+def test_predict_routing_key_is_taken(client: httpx.Client) -> None:
+    answer = client.post("/predict", json={"inputs": [[0.0] * 64]}, headers={"headway-routing-key": "customer-7"})
+    assert answer.json()["alias"] == "stable"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 10), (10, 3000), (224, 224)])
+def test_predict_takes_any_shape_of_image(client: httpx.Client, size: tuple[int, int]) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "green").save(buffer, "PNG")
+    answer = client.post("/predict", content=buffer.getvalue(), headers={"content-type": "image/png"})
+    assert answer.status_code == 200

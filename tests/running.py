@@ -1,0 +1,73 @@
+"""Real servers, started as users start them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+MODELS = ROOT / "models"
+CAT = ROOT / "examples" / "cat.jpg"
+# For what must come at all; the machine may be busy.
+PATIENCE_SECONDS = 60.0
+_ADDRESS = re.compile(rb"serves at (http\S+)")
+
+
+@dataclass
+class RunningServer:
+    """`headway serve` in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+    workers: int
+    client: httpx.Client = field(repr=False, default_factory=lambda: httpx.Client(timeout=PATIENCE_SECONDS))
+
+    def worker_pids(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def stop(self, by: int = signal.SIGTERM) -> int:
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.send_signal(by)
+        return self.process.wait(PATIENCE_SECONDS)
+
+
+@contextlib.contextmanager
+def running_server(log: Path, *flags: str, workers: int = 2, **environment: str) -> Iterator[RunningServer]:
+    """Start `headway serve` on a free port, wait until the first worker accepts, stop it at the end."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HEADWAY_")}
+    env |= {"HEADWAY_MODELS": str(MODELS), "HEADWAY_DRAIN_SECONDS": "0", **environment}
+    command = [sys.executable, "-m", "app.cli.main", "serve", "--port", "0", "--workers", str(workers), *flags]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=stderr, stdin=subprocess.DEVNULL)
+    try:
+        server = RunningServer(process, _address(process, log), log, workers)
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < limit and process.poll() is None:
+        if found := _ADDRESS.search(log.read_bytes()):
+            return found[1].decode()
+        time.sleep(0.02)
+    raise AssertionError(f"headway serve did not start:\n{log.read_text()}")
