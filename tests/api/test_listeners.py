@@ -29,12 +29,14 @@ def test_tls_serves_https(tmp_path: Path) -> None:
 
 
 def test_root_path_is_known_to_the_documentation(tmp_path: Path) -> None:
-    with running_server(tmp_path / "log", workers=1, HEADWAY_ROOT_PATH="/ml") as server:
-        with httpx.Client(timeout=PATIENCE_SECONDS) as client:
-            # A proxy may strip the prefix, or leave it.
-            assert client.post(f"{server.url}/predict", json=BODY).status_code == 200
-            assert client.post(f"{server.url}/ml/predict", json=BODY).status_code == 200
-            assert client.get(f"{server.url}/openapi.json").json()["servers"] == [{"url": "/ml"}]
+    with (
+        running_server(tmp_path / "log", workers=1, HEADWAY_ROOT_PATH="/ml") as server,
+        httpx.Client(timeout=PATIENCE_SECONDS) as client,
+    ):
+        # A proxy may strip the prefix, or leave it.
+        assert client.post(f"{server.url}/predict", json=BODY).status_code == 200
+        assert client.post(f"{server.url}/ml/predict", json=BODY).status_code == 200
+        assert client.get(f"{server.url}/openapi.json").json()["servers"] == [{"url": "/ml"}]
 
 
 def start(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -73,7 +75,7 @@ def test_a_unix_socket_is_served(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen([*command, "--workers", "1"], cwd=ROOT, stderr=log)
     try:
-        while not path.exists() and process.poll() is None:
+        while b"serves at" not in (tmp_path / "log").read_bytes() and process.poll() is None:
             time.sleep(0.05)
         transport = httpx.HTTPTransport(uds=str(path), retries=0)
         with httpx.Client(transport=transport, base_url="http://localhost", timeout=PATIENCE_SECONDS) as client:
