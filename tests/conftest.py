@@ -19,7 +19,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def cat() -> bytes:
-    """The example photo: a tabby cat."""
+    """The example photo: a ginger tabby, whom the model calls a tiger cat."""
     return CAT.read_bytes()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -60,10 +61,11 @@ def test_readme_curl_line_names_the_animal(server: RunningServer) -> None:
     (line,) = re.findall(r"^curl .*--data-binary.*$", README, re.MULTILINE)
     line = line.replace("http://127.0.0.1:8000", server.url).replace("curl ", "curl -s ")
     answer = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert '"label":"tabby cat"' in answer.replace('": ', '":')
+    shown = re.findall(r'"label": "([^"]+)"', README)
+    assert [prediction["label"] for prediction in json.loads(answer)["predictions"]][: len(shown)] == shown
 
 
 def test_readme_commands_without_a_server_work() -> None:
     for line in re.findall(r"^\.venv/bin/.*$", README, re.MULTILINE):
         answer = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        assert "tabby cat" in answer
+        assert "tiger cat" in answer

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# What takes too long for `make check`. Writes docs/verification/latest.txt, to be committed.
+# With HEADWAY_LABELLED naming a folder that has calibration/ and evaluation/ (images with labels.csv), the shipped models
+# are built anew, compared by digest, measured, and run on an emulated CPU without VNNI.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+report=docs/verification/latest.txt
+mkdir -p "$(dirname "$report")"
+exec > >(tee "$report") 2>&1
+
+echo "make verify, $(date -u +%Y-%m-%d), commit $(git rev-parse --short HEAD)$(git diff --quiet HEAD -- . ':!docs/verification' || echo ' with changes')"
+echo "CPU: $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2- | xargs), $(nproc) cores; $(.venv/bin/python --version)"
+.venv/bin/python - <<'PY'
+from importlib.metadata import version
+print(", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "numpy", "pillow", "fastapi", "uvicorn", "gunicorn")))
+PY
+
+echo; echo "## hostile images, bodies in flight"
+.venv/bin/pytest -q -s -m slow tests
+
+if [ -n "${HEADWAY_LABELLED:-}" ]; then
+    echo; echo "## accuracy through the served path"
+    .venv/bin/headway evaluate efficientnet-lite0 "$HEADWAY_LABELLED/evaluation"
+    echo; echo "## the recipes, built anew"
+    scripts/verify_recipes.sh "$HEADWAY_LABELLED"
+fi
