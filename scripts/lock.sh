@@ -16,4 +16,9 @@ compile() {
 # setuptools builds the project itself, without a second environment.
 compile requirements/server.txt --extra build
 compile requirements/test.txt --extra build --extra test
-compile requirements/recipes.txt --extra build --extra recipes
+# torch and what only its CUDA build needs stay out: setup.sh installs the CPU build by its version, whose digest differs
+# from platform to platform.
+compile "$work/recipes.txt" --extra build --extra recipes
+unwanted=$(grep -oE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' "$work/recipes.txt" | tr -d '=' | sort -u)
+# shellcheck disable=SC2046,SC2086
+compile requirements/recipes.txt --extra build --extra recipes $(printf -- '--no-emit-package %s ' $unwanted)

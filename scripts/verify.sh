@@ -16,11 +16,12 @@ print(", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "numpy", "
 PY
 
 echo; echo "## hostile images, bodies in flight"
-.venv/bin/pytest -q -s -m slow tests
+.venv/bin/pytest -q -s -m slow tests/slow
 
 if [ -n "${HEADWAY_LABELLED:-}" ]; then
     echo; echo "## accuracy through the served path"
     .venv/bin/headway evaluate efficientnet-lite0 "$HEADWAY_LABELLED/evaluation"
     echo; echo "## the recipes, built anew"
     scripts/verify_recipes.sh "$HEADWAY_LABELLED"
+    .venv-recipes/bin/python -m pytest -q -m slow tests/recipes
 fi
