@@ -46,7 +46,10 @@ class Model:
         """
         if self.takes_images:
             return self._predict_photos(content, top_k)
-        rows = np.asarray(content) if not isinstance(content, dict) else content
+        try:
+            rows = np.asarray(content) if not isinstance(content, dict) else content
+        except (ValueError, OverflowError):
+            rows = content  # ragged or nested too deep: tensors_from_json says which input
         specs = self._resolved.servable.manifest.inputs
         is_single = isinstance(rows, np.ndarray) and len(specs) == 1 and rows.ndim == len(specs[0].shape) - 1
         items = [rows[np.newaxis]] if isinstance(rows, np.ndarray) and is_single else [rows]

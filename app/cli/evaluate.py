@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -76,8 +77,8 @@ def _report(result: Evaluation) -> Group:
         for column in ("actual", "predicted", "times"):
             confused.add_column(column)
         for confusion in result.confusions:
-            confused.add_row(confusion.actual, confusion.predicted, str(confusion.count))
+            confused.add_row(escape(confusion.actual), escape(confusion.predicted), str(confusion.count))
         parts += ["", confused]
     if result.unreadable:
-        parts += ["", f"{len(result.unreadable)} images could not be read; the first: {result.unreadable[0]}"]
+        parts += ["", f"{len(result.unreadable)} images could not be read; the first: {escape(result.unreadable[0])}"]
     return Group(*parts)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from app.cli.console import FAILURE, JsonOption, ModelsOption, emit, failing_cleanly, read_settings
@@ -135,7 +136,7 @@ def _list_table(rows: list[dict[str, Any]]) -> Table:
         released = ", ".join(row["released"]) or "-"
         table.add_row(row["model"], row["version"], released, row["task"] or "", row["runtime"] or "", size)
         if row["error"]:
-            table.add_row("", f"[red]{row['error']}[/]")
+            table.add_row("", f"[red]{escape(row['error'])}[/]")
     return table
 
 
@@ -145,7 +146,7 @@ def _detail(data: dict[str, Any]) -> Group:
     table.add_column(overflow="fold")
     for key, value in data.items():
         for number, line in enumerate(_lines(value)):
-            table.add_row(key if number == 0 else "", line)
+            table.add_row(key if number == 0 else "", escape(line))
     return Group(table)
 
 
@@ -173,12 +174,14 @@ def _verify(store: Store, name: str, version: Version) -> dict[str, Any]:
         load_servable(store.root / name / version.text, threads=1).close()
     except (HeadwayError, OSError) as exc:
         error = str(exc)
+    except Exception as exc:  # as Registry: a backend may raise anything on a damaged file
+        error = f"{type(exc).__name__}: {exc}"
     return {"model": name, "version": version.text, "ok": error is None, "error": error}
 
 
 def _verify_table(results: list[dict[str, Any]]) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for result in results:
-        state = "[green]ok[/]" if result["ok"] else f"[red]{result['error']}[/]"
+        state = "[green]ok[/]" if result["ok"] else f"[red]{escape(result['error'])}[/]"
         table.add_row(f"{result['model']}@{result['version']}", state)
     return table

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, read_settings
 from app.errors import InvalidContent
+from app.processing.tensor import tensors_to_json
 
 
 def predict(
@@ -24,6 +27,7 @@ def predict(
 ) -> None:
     """Answer one photo, or rows of numbers, with a model of the registry; no server is needed."""
     from app.library import load
+    from app.processing.classification import Prediction
 
     settings = read_settings(models=models)
     with failing_cleanly():
@@ -31,7 +35,8 @@ def predict(
         data = _read(content)
         is_image = loaded.takes_images
         result = loaded.predict(data if is_image else _rows(data, content), top_k)
-        rows = result if isinstance(result, list) and result and isinstance(result[0], list) else [result]
+        is_plural = isinstance(result, list) and not any(isinstance(row, Prediction) for row in result)
+        rows: list[Any] = result if is_plural else [result]  # type: ignore[assignment]
         answer = {"model": loaded.name, "version": loaded.version, "results": [_plain(row) for row in rows]}
         emit(as_json, answer, lambda: _table(answer))
 
@@ -48,17 +53,17 @@ def _read(path: Path) -> bytes:
 def _rows(data: bytes, path: Path) -> Any:
     try:
         loaded = json.loads(data)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidContent(f"{path}: this model takes numbers: a JSON file like [[0, 1, 2]] ({exc})") from exc
     return loaded.get("inputs", loaded) if isinstance(loaded, dict) else loaded
 
 
 def _plain(row: Any) -> Any:
     if isinstance(row, list):
-        return [asdict(prediction) if hasattr(prediction, "label") else prediction for prediction in row]
+        return [asdict(prediction) for prediction in row]
     if isinstance(row, dict):
-        return {name: array.tolist() for name, array in row.items()}
-    return row
+        return tensors_to_json(row)[0]
+    return row if math.isfinite(row) else None  # JSON has no NaN
 
 
 def _table(answer: dict[str, Any]) -> Table:
@@ -66,7 +71,7 @@ def _table(answer: dict[str, Any]) -> Table:
     results = answer["results"]
     if len(results) > 1:
         table.add_column("row", justify="right")
-    if not isinstance(results[0], list):
+    if not results or not isinstance(results[0], list):
         table.add_column("answer")
     else:
         table.add_column("label")
@@ -75,10 +80,10 @@ def _table(answer: dict[str, Any]) -> Table:
     for number, result in enumerate(results):
         prefix = [str(number)] if len(results) > 1 else []
         if not isinstance(result, list):
-            table.add_row(*prefix, str(result))
+            table.add_row(*prefix, escape(str(result)))
             continue
         for prediction in result:
             confidence = prediction["confidence"]
             share = f"{confidence:.1%}" if confidence is not None else "not finite"
-            table.add_row(*prefix, prediction["label"], share, "█" * round(30 * (confidence or 0)))
+            table.add_row(*prefix, escape(prediction["label"]), share, "█" * round(30 * (confidence or 0)))
     return table

@@ -12,8 +12,10 @@ import typer
 from app.cli.banner import Banner
 from app.cli.console import FAILURE, MISUSE, ModelsOption, print_error, read_settings
 from app.engine.cpu import Sizing, choose_sizing, cpu_allowance, memory_limit_bytes
+from app.errors import RegistryError
 from app.logs import configure_logging
 from app.registry.store import Store
+from app.registry.versions import Version
 from app.settings import Settings
 
 # Measured after the imports of a worker, before a model is loaded; half of it is shared with the master.
@@ -102,8 +104,12 @@ def _worker_bytes(settings: Settings) -> int:
     store = Store(settings.models, settings.releases)
     total = _BASE_BYTES
     for name in store.model_names():
-        for version in store.version_names(name):
-            manifest = store.version(name, version).manifest
+        try:
+            release, _ = store.release(name)
+        except RegistryError:
+            continue  # not served; the workers say why
+        for version in release.versions if release is not None else ():
+            manifest = store.version(name, Version.parse(version)).manifest
             if manifest is not None:
                 measured = max((entry.rss_mb or 0 for entry in manifest.evaluation), default=0) * 1_000_000
                 total += 2 * int(measured or 3 * sum(entry.bytes for entry in manifest.files.values()))

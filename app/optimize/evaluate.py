@@ -149,14 +149,14 @@ def _summarise(
 
 
 def _from_table(table: Path, classes: int) -> Iterator[Sample]:
-    with table.open(newline="", encoding="utf-8") as file:
+    with table.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         missing = {"filename", "class_index"} - set(rows.fieldnames or ())
         if missing:
             raise InvalidContent(f"{table}: lacks the column {sorted(missing)[0]!r}")
         for number, row in enumerate(rows, 2):
-            index = row["class_index"]
-            if not index.isdigit() or int(index) >= classes:
+            index = row["class_index"] or ""
+            if not (index.isascii() and index.isdigit()) or int(index) >= classes:
                 raise InvalidContent(f"{table}, line {number}: class_index {index!r} is not in 0…{classes - 1}")
             yield Sample(table.parent / row["filename"], int(index))
 
@@ -165,7 +165,12 @@ def _from_folders(folder: Path, labels: Sequence[str]) -> Iterator[Sample]:
     by_name = {label: index for index, label in enumerate(labels)}
     for directory in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         index = by_name.get(directory.name)
-        if index is None and directory.name.isdigit() and int(directory.name) < len(labels):
+        if (
+            index is None
+            and directory.name.isascii()
+            and directory.name.isdigit()
+            and int(directory.name) < len(labels)
+        ):
             index = int(directory.name)
         if index is None:
             raise InvalidContent(f"{directory}: is named neither like a label of the model nor like a class index")

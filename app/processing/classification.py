@@ -40,7 +40,7 @@ class Classification:
         return [self._rank_row(row, keys, top_k) for row, keys in zip(probabilities, ranked, strict=True)]
 
     def _rank_row(self, row: Array, keys: Array, top_k: int) -> list[Prediction]:
-        top_k = min(top_k, len(keys))
+        top_k = max(1, min(top_k, len(keys)))
         # Partition first: sorting 1,000 classes costs 10 times what finding five does.
         threshold = np.partition(keys, len(keys) - top_k)[len(keys) - top_k]
         candidates = np.flatnonzero(keys >= threshold)

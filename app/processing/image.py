@@ -8,6 +8,7 @@ Pixels stay uint8; a float image is made only for models that do not carry their
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.errors import ImageTooLarge, InvalidImage
-from app.tensors import Array
+from app.tensors import Array, TensorSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP or TIFF"
@@ -37,6 +38,11 @@ _RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _ORIENTATION_TAG = 0x0112
+# 0xFF00 and 0xFFD0 to 0xFFD7 stand within the entropy-coded data of a scan.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE_FRAME = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 # EXIF 2.32, table 6: how the stored image must be turned to be seen upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -110,13 +116,19 @@ class ImageProcessor:
         self.parameters = parameters
         self._filter = _RESAMPLING[parameters.filter]
 
+    @property
+    def spec(self) -> TensorSpec:
+        """What `prepare` makes; the name is of no account."""
+        side, channels = self.parameters.crop, 1 if self.parameters.colour == "GRAY" else 3
+        shape = (1, side, side, channels) if self.parameters.layout == "NHWC" else (1, channels, side, side)
+        return TensorSpec("image", "UINT8" if self.parameters.normalise == "in_graph" else "FP32", shape)
+
     def prepare(self, data: bytes) -> Array:
         """Return uint8 (float32 unless `normalise: in_graph`) of shape [1, crop, crop, channels] or NCHW.
 
         Raises InvalidImage for what cannot be decoded and ImageTooLarge for what is refused from its header.
         """
-        image = _open(data)
-        with image:
+        with _open(data) as image:
             pixels = self._shrink_decode(image, data)
             with _pixel_budget.reserve(pixels):
                 small = self._resize(image)
@@ -129,36 +141,34 @@ class ImageProcessor:
         if header_pixels > MAX_HEADER_PIXELS:
             raise _too_large(width, height)
         if image.format in ("JPEG", "MPO"):
-            if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+            scans = _count_jpeg_scans(data)
+            if scans > MAX_JPEG_SCANS:
                 raise InvalidImage(
                     f"the JPEG has more than {MAX_JPEG_SCANS} scans; save it as a baseline JPEG and send it again"
                 )
             scale = self.parameters.resize / min(width, height)
             image.draft(None, (int(width * scale) or 1, int(height * scale) or 1))
-            if not image.info.get("progressive"):
+            if scans == 1:
+                # With several scans the decoder keeps the coefficients of the whole image, whatever the scale.
                 header_pixels = image.size[0] * image.size[1]
         if header_pixels > MAX_DECODED_PIXELS:
             raise _too_large(width, height)
         return header_pixels
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        orientation = _orientation(image)
         try:
             image.load()
-            source = _resizable(image)
-            width, height = source.size
-            side = min(width, height) * self.parameters.crop / self.parameters.resize
-            left, top = (width - side) / 2, (height - side) / 2
-            crop = self.parameters.crop
-            small = source.resize(
-                (crop, crop), self._filter, box=(left, top, left + side, top + side), reducing_gap=2.0
-            )
         except Image.DecompressionBombError as exc:
             raise _too_large(*image.size) from exc
-        except (OSError, SyntaxError, ValueError, EOFError, MemoryError, IndexError, TypeError) as exc:
-            # Pillow's decoders raise these for damaged files; "truncated" is the usual word.
-            raise InvalidImage(f"the image is damaged or cut off ({exc}); send the complete file") from exc
-        turn = _UPRIGHT.get(orientation)
+        except Exception as exc:  # as in _open; "truncated" is the usual word
+            raise InvalidImage(f"the image is damaged or cut off ({_one_line(exc)}); send the complete file") from exc
+        turn = _UPRIGHT.get(_orientation(image))
+        source = _resizable(image)
+        width, height = source.size
+        side = min(width, height) * self.parameters.crop / self.parameters.resize
+        left, top = (width - side) / 2, (height - side) / 2
+        crop = self.parameters.crop
+        small = source.resize((crop, crop), self._filter, box=(left, top, left + side, top + side), reducing_gap=2.0)
         # The centre crop is square, so turning the small result equals turning the large source.
         return small.transpose(turn) if turn is not None else small
 
@@ -186,11 +196,16 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as exc:
-        raise ImageTooLarge(f"the image is too large ({exc}); scale it down") from exc
+        raise ImageTooLarge(
+            f"the image's header says more pixels than the {MAX_DECODED_PIXELS // 1_000_000} million "
+            "that are decoded, so scale it down"
+        ) from exc
     except UnidentifiedImageError as exc:
         raise InvalidImage(f"this is not an image that can be read; send {FORMAT_NAMES}") from exc
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError) as exc:
-        raise InvalidImage(f"the image's header is damaged ({exc}); send the complete file") from exc
+    except Exception as exc:
+        # Pillow's decoders raise many classes for damaged files (struct.error, KeyError, zlib.error …), and a
+        # Warning where the program makes errors of them.
+        raise InvalidImage(f"the image's header is damaged ({_one_line(exc)}); send the complete file") from exc
 
 
 def _too_large(width: int, height: int) -> ImageTooLarge:
@@ -200,13 +215,35 @@ def _too_large(width: int, height: int) -> ImageTooLarge:
     )
 
 
+def _count_jpeg_scans(data: bytes) -> int:
+    """1 where the first image in `data` has all its components in one scan; else 2 or more, up to above the limit.
+
+    Thumbnails, and what phones append after the image (a video, a depth map), do not count.
+    """
+    scans, components, position, is_progressive = 0, 0, 0, False
+    while scans <= MAX_JPEG_SCANS and (found := _JPEG_MARKER.search(data, position)):
+        marker, position = data[found.end() - 1], found.end()
+        if marker == _END_OF_IMAGE:
+            break
+        if marker in (0x01, 0xD8):
+            continue  # has no length
+        if marker in _START_OF_FRAME:
+            components = int.from_bytes(data[position + 7 : position + 8], "big")
+            is_progressive = marker in _PROGRESSIVE_FRAME
+        elif marker == _START_OF_SCAN:
+            scans += 1
+            in_this_scan = int.from_bytes(data[position + 2 : position + 3], "big")
+            if not is_progressive and in_this_scan >= components:
+                return 1  # the decoder reads no other
+        position += max(2, int.from_bytes(data[position : position + 2], "big"))
+    return max(2, scans)
+
+
 def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF" or "exif" in image.info or "XML:com.adobe.xmp" in image.info:
-        try:
-            return int(image.getexif().get(_ORIENTATION_TAG, 1))
-        except (ValueError, TypeError, SyntaxError, OSError, KeyError, IndexError, OverflowError):
-            return 1  # the photo is good, only its EXIF block is not
-    return 1
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:
+        return 1  # the photo is good, only its EXIF block is not
 
 
 def _resizable(image: Image.Image) -> Image.Image:
@@ -230,3 +267,7 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, rgba)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _one_line(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:200]

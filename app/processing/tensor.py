@@ -72,9 +72,14 @@ def _array(values: Any, spec: TensorSpec) -> Array:
 
 def _strings(values: Any, spec: TensorSpec) -> Array:
     array = np.asarray(values, dtype=object)
-    if not all(isinstance(value, str) for value in array.flat):
+    _check_shape(array, spec)
+    texts = array.reshape(-1).tolist()
+    if not all(isinstance(text, str | bytes) for text in texts):
         raise InvalidTensor(f"input {spec.name!r} takes strings (all lists of one length)")
-    return object_array((value.encode() for value in array.flat), array.shape)
+    try:
+        return object_array((text.encode() if isinstance(text, str) else text for text in texts), array.shape)
+    except UnicodeEncodeError as exc:
+        raise InvalidTensor(f"input {spec.name!r} has a string that is no valid Unicode ({exc.reason})") from exc
 
 
 def _numbers(values: Any, spec: TensorSpec) -> Array:
@@ -82,7 +87,11 @@ def _numbers(values: Any, spec: TensorSpec) -> Array:
     try:
         raw = np.asarray(values)
     except (ValueError, OverflowError) as exc:
-        raise InvalidTensor(f"input {spec.name!r} is ragged: all lists of one depth must have one length") from exc
+        raise InvalidTensor(
+            f"input {spec.name!r} is ragged or nested too deep: all lists of one depth must have one length"
+        ) from exc
+    if raw.dtype.kind == "O":
+        raw = _large_integers(raw, target)
     if raw.size == 0:
         return raw.astype(target)
     if isinstance(values, np.ndarray) and raw.dtype == target and target.kind in "iub":
@@ -90,6 +99,18 @@ def _numbers(values: Any, spec: TensorSpec) -> Array:
     if raw.dtype.kind not in "biuf":
         raise InvalidTensor(f"input {spec.name!r} takes numbers of datatype {spec.datatype}, without null or text")
     return _cast(raw, target, spec)
+
+
+def _large_integers(raw: Array, target: np.dtype[Any]) -> Array:
+    """Integers that numpy has no type for as FP64 (10**20 is a good FP32), or as infinity; anything else as it is."""
+    numbers = raw.reshape(-1).tolist()
+    if not all(type(number) in (int, float) for number in numbers):
+        return raw
+    try:
+        floats = np.array([float(number) for number in numbers]).reshape(raw.shape)
+    except OverflowError:
+        floats = np.full(raw.shape, np.inf)
+    return floats if target.kind == "f" else np.full(raw.shape, np.inf)  # beyond 64 bits: beyond every range
 
 
 def _cast(raw: Array, target: np.dtype[Any], spec: TensorSpec) -> Array:
@@ -100,7 +121,8 @@ def _cast(raw: Array, target: np.dtype[Any], spec: TensorSpec) -> Array:
         info = np.iinfo(target)
         if raw.dtype.kind == "f" and not np.array_equal(raw, np.trunc(raw)):
             raise InvalidTensor(f"input {spec.name!r} takes whole numbers ({spec.datatype})")
-        if raw.min() < info.min or raw.max() > info.max:
+        # Compared as Python numbers: in FP64 2**63 equals the largest INT64, and the cast would wrap round.
+        if raw.min().item() < info.min or raw.max().item() > info.max:
             raise InvalidTensor(f"input {spec.name!r} takes {spec.datatype}: values from {info.min} to {info.max}")
     with np.errstate(over="ignore"):
         array = raw.astype(target)

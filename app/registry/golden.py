@@ -7,10 +7,10 @@ this is where that is seen.
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import HeadwayError, RegistryError
 from app.registry.manifest import Golden
@@ -34,6 +34,14 @@ class GoldenRequest(BaseModel):
     top: tuple[Expected, ...] = ()
     value: float | None = None
 
+    @model_validator(mode="after")
+    def _complete(self) -> GoldenRequest:
+        if (self.image is None) == (self.inputs is None):
+            raise ValueError("a request has either image or inputs")
+        if (self.value is None) == (not self.top):
+            raise ValueError("a request has either top or value, its recorded answer")
+        return self
+
 
 class GoldenFile(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -49,7 +57,7 @@ def run_golden_tests(servable: Servable) -> int:
     path = servable.directory / golden.file
     for number, request in enumerate(_read(path), 1):
         try:
-            problem = _difference(servable, golden, request, path.parent)
+            problem = _difference(servable, golden, request)
         except HeadwayError as exc:
             problem = str(exc)
         if problem:
@@ -64,9 +72,12 @@ def _read(path: Path) -> tuple[GoldenRequest, ...]:
         raise RegistryError(f"{path}: is not a file of golden requests ({' '.join(str(exc).split())})") from exc
 
 
-def _difference(servable: Servable, golden: Golden, request: GoldenRequest, folder: Path) -> str | None:
+def _difference(servable: Servable, golden: Golden, request: GoldenRequest) -> str | None:
     if request.image is not None:
-        tensors = servable.prepare("image", (folder / request.image).read_bytes())
+        name = (PurePosixPath(golden.file).parent / request.image).as_posix()
+        if name not in servable.manifest.files:
+            return f"its image {name!r} is not listed in model.yaml (files); add it with its sha256 and bytes"
+        tensors = servable.prepare("image", (servable.directory / name).read_bytes())
     else:
         tensors = servable.prepare("tensor", request.inputs)
     classes = len(servable.classification.labels) if servable.classification else 1
@@ -77,6 +88,8 @@ def _difference(servable: Servable, golden: Golden, request: GoldenRequest, fold
         found = items[0].value
         return None if found is not None and abs(found - request.value) <= golden.tolerance else f"value {found}"
     ranked = items[0].predictions
+    if not ranked:
+        return "the model gave no labels, recorded are some"
     if golden.top1 == "equal" and request.top and ranked[0].index != request.top[0].index:
         return f"the first label is {ranked[0].label!r} (index {ranked[0].index}), recorded is {request.top[0].index}"
     confidences = {prediction.index: prediction.confidence for prediction in ranked}

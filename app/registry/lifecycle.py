@@ -32,7 +32,7 @@ from app.registry.release import STABLE, Release
 from app.registry.servable import ContentKind, Servable
 from app.registry.store import Defaults, Store, verify_files
 from app.registry.versions import ModelRef, is_version
-from app.runtimes.base import Runtime
+from app.runtimes.base import RunFailed, Runtime
 from app.runtimes.onnx import OnnxRuntime
 from app.tensors import NUMPY_DTYPES, Array
 
@@ -79,7 +79,7 @@ class Resolved:
 
 
 def load_servable(directory: Path, threads: int) -> Servable:
-    """Load one version ready to run: every check of the lifecycle, then warm-up.
+    """Load one version ready to run: every check of the lifecycle, warm-up among them.
 
     Raises RegistryError or RuntimeLoadError with the file, the field and the fix.
     """
@@ -88,8 +88,8 @@ def load_servable(directory: Path, threads: int) -> Servable:
     runtime = _RUNTIMES[manifest.runtime](directory / manifest.model_file, threads)
     try:
         servable = Servable(manifest, directory, runtime)
-        run_golden_tests(servable)
         _warm_up(servable)
+        run_golden_tests(servable)
     except BaseException:
         runtime.close()
         raise
@@ -97,13 +97,22 @@ def load_servable(directory: Path, threads: int) -> Servable:
 
 
 def _warm_up(servable: Servable) -> None:
-    """Run the whole path twice: the first run of a session takes twice as long as the next."""
+    """Run the whole path twice: the first run of a session takes twice as long as the next.
+
+    Raises RegistryError where the model fails, or gives what its manifest does not say.
+    """
     for _ in range(2):
         if servable.kind == "image":
             tensors = servable.prepare("image", _grey_photo())
         else:
             tensors = {spec.name: _zeros(spec.datatype, spec.shape) for spec in servable.manifest.input_specs}
-        servable.answer(servable.run(tensors), 1)
+        try:
+            outputs = servable.run(tensors)
+        except RunFailed as exc:
+            path = servable.directory / servable.manifest.model_file
+            raise RegistryError(f"{path}: fails on a trial run, so it cannot serve: {exc}") from exc
+        servable.check_outputs(outputs)
+        servable.answer(outputs, 1)
 
 
 def _grey_photo() -> bytes:
@@ -156,7 +165,7 @@ class Registry:
         """Load every released version (of `names`, else of all models). Never raises for a bad model."""
         try:
             self._defaults = self._store.defaults()
-        except RegistryError as exc:
+        except (RegistryError, OSError) as exc:
             logger.error("%s", exc)
         models: dict[str, ModelStatus] = {}
         for name in names if names is not None else self._store.model_names():
@@ -242,7 +251,7 @@ class Registry:
     def _load_model(self, name: str) -> ModelStatus:
         try:
             release, explicit = self._store.release(name)
-        except RegistryError as exc:
+        except (RegistryError, OSError) as exc:
             logger.error("%s", exc)
             return ModelStatus(name, None, True, error=str(exc))
         if release is None:

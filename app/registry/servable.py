@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from app.errors import InvalidContent, RegistryError
 from app.processing.classification import Classification, Prediction
 from app.processing.image import ImageProcessing, ImageProcessor
 from app.processing.tensor import check_tensors, tensors_from_json
-from app.registry.manifest import ClassificationAnswer, Manifest, RegressionAnswer
+from app.registry.manifest import ClassificationAnswer, Manifest, RegressionAnswer, TensorAnswer
 from app.registry.store import read_labels
 from app.runtimes.base import Runtime
 from app.tensors import Array, Tensors
@@ -54,6 +55,7 @@ class Servable:
         self._input_specs = manifest.input_specs
         self._image_input = manifest.inputs[0].name
         self._images = ImageProcessor(manifest.processing) if isinstance(manifest.processing, ImageProcessing) else None
+        self._check_images()
         self.classification = self._classification()
 
     @property
@@ -74,6 +76,25 @@ class Servable:
 
     def check(self, tensors: Tensors) -> None:
         check_tensors(tensors, self._input_specs)
+
+    def check_outputs(self, outputs: Tensors) -> None:
+        """Hold the outputs of one row against `answer`. Raises RegistryError."""
+        answer = self.manifest.answer
+        if isinstance(answer, TensorAnswer):
+            return
+        shape = outputs[answer.output].shape
+        if isinstance(answer, ClassificationAnswer) and self.classification is not None:
+            labels, classes, shape = len(self.classification.labels), shape[-1:], shape[:-1]
+            if classes != (labels,):
+                raise RegistryError(
+                    f"{self.directory / answer.labels}: has {labels} labels, but output {answer.output!r} gives "
+                    f"{classes[0] if classes else 'no'} scores; write one label a line for each"
+                )
+        if self._input_specs[0].shape[:1] == (-1,) and math.prod(shape) != 1:
+            raise RegistryError(
+                f"{self.directory / 'model.yaml'}: answer.output: {answer.output!r} gives {math.prod(shape)} answers "
+                "to one row; name an output with one, or say type: tensor"
+            )
 
     def run(self, tensors: Tensors, outputs: Sequence[str] | None = None) -> Tensors:
         return self.runtime.run(tensors, outputs)
@@ -105,6 +126,16 @@ class Servable:
                 f"has {output.shape[-1] if output.shape else 'no'} classes"
             )
         return Classification(labels, answer.activation)
+
+    def _check_images(self) -> None:
+        if self._images is None:
+            return
+        takes, gives = self._input_specs[0], self._images.spec
+        if takes.datatype != gives.datatype or not _compatible(gives.shape, takes.shape):
+            raise RegistryError(
+                f"{self.directory / 'model.yaml'}: processing: makes {gives}, but the model takes {takes}; "
+                "correct crop, colour, layout or normalise"
+            )
 
     def _check_signature(self) -> None:
         path = self.directory / "model.yaml"

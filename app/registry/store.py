@@ -128,7 +128,10 @@ def file_sha256(path: Path) -> str:
 
 def read_labels(path: Path) -> list[str]:
     """One label a line, in the order of the class index. Raises RegistryError where one is empty or repeated."""
-    labels = path.read_text(encoding="utf-8").splitlines()
+    try:
+        labels = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as exc:
+        raise RegistryError(f"{path}: is not UTF-8 ({exc.reason} at byte {exc.start}); save it as UTF-8") from exc
     for number, label in enumerate(labels, 1):
         if not label.strip():
             raise RegistryError(f"{path}: line {number} is empty; every class needs a label")

@@ -12,9 +12,10 @@ ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _SEMANTIC = re.compile(
     r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
     r"(?:-((?:0|[1-9]\d*|\d*[A-Za-z-][0-9A-Za-z-]*)(?:\.(?:0|[1-9]\d*|\d*[A-Za-z-][0-9A-Za-z-]*))*))?"
-    r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?"
+    r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?",
+    re.ASCII,
 )
-_INTEGER = re.compile(r"0|[1-9]\d{0,17}")
+_INTEGER = re.compile(r"0|[1-9]\d{0,17}", re.ASCII)
 
 
 @total_ordering

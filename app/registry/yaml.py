@@ -1,49 +1,27 @@
 """YAML as a configuration wants it: every scalar a string (so `1.10` stays 1.10 and `no` stays no), no tags.
 
-Typing is pydantic's work. `null` and `~` are the one exception. Duplicate keys are refused.
+Typing is pydantic's work. `null`, `~` and an empty value are the one exception. Duplicate keys, anchors and tags are
+refused. Built from the parser's events: PyYAML's C loader composes by recursion in C, without a limit and without
+asking an override (900,000 opening brackets end the process).
 """
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from app.errors import RegistryError
 
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is eight times faster
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is eight times faster
 _Model = TypeVar("_Model", bound=BaseModel)
 
 MAX_FILE_BYTES = 1_000_000
-
-
-class _StringLoader(_Base):  # type: ignore[misc]
-    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {
-        key: [(tag, regexp) for tag, regexp in resolvers if tag == "tag:yaml.org,2002:null"]
-        for key, resolvers in _Base.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "anchors and aliases are not allowed", event.start_mark)
-        return super().compose_node(parent, index)
+MAX_DEPTH = 32
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
 def read_yaml(path: Path, model: type[_Model]) -> _Model:
@@ -55,29 +33,91 @@ def read_yaml(path: Path, model: type[_Model]) -> _Model:
     if len(data) > MAX_FILE_BYTES:
         raise RegistryError(f"{path}: is larger than {MAX_FILE_BYTES} bytes; this cannot be a {path.name}")
     try:
-        loaded = yaml.load(data, Loader=_StringLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
+        loaded = _construct(data)
+    except (yaml.YAMLError, UnicodeDecodeError) as exc:
         raise RegistryError(f"{path}: is not valid YAML ({_one_line(exc)})") from exc
     if not isinstance(loaded, dict):
         raise RegistryError(f"{path}: must hold a mapping of keys to values")
     try:
         return model.model_validate(loaded)
     except ValidationError as exc:
-        raise RegistryError(f"{path}: {describe_validation_error(exc, model)}") from exc
+        raise RegistryError(f"{path}: {describe_validation_error(exc, model, loaded)}") from exc
 
 
-def describe_validation_error(error: ValidationError, model: type[BaseModel]) -> str:
+def _construct(data: bytes) -> Any:
+    """The one document of `data` as dicts, lists, strings and None. Raises YAMLError."""
+    top: list[Any] = []
+    open_nodes: list[list[Any] | _Mapping] = [top]
+    for event in yaml.parse(data, Loader=_Loader):
+        if isinstance(event, yaml.NodeEvent):
+            _check_node(event, len(open_nodes))
+        if isinstance(event, yaml.ScalarEvent):
+            is_null = event.implicit[0] and event.value in _NULLS  # implicit[0]: written without quotes
+            _add(open_nodes[-1], None if is_null else event.value, event)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append(_Mapping() if isinstance(event, yaml.MappingStartEvent) else [])
+        elif isinstance(event, yaml.CollectionEndEvent):
+            node = open_nodes.pop()
+            _add(open_nodes[-1], node.content if isinstance(node, _Mapping) else node, event)
+    if len(top) > 1:
+        raise yaml.YAMLError("holds more than one document")
+    return top[0] if top else None
+
+
+class _Mapping:
+    """A mapping in the making: a key waits for its value."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, Any] = {}
+        self.key: str | None = None
+
+
+def _add(node: list[Any] | _Mapping, value: Any, event: Any) -> None:
+    if isinstance(node, list):
+        node.append(value)
+    elif node.key is not None:
+        node.content[node.key], node.key = value, None
+    elif not isinstance(value, str):
+        raise _refusal("a key must be text", event)
+    elif value in node.content:
+        raise _refusal(f"the key {value!r} stands twice", event)
+    else:
+        node.key = value
+
+
+def _check_node(event: Any, depth: int) -> None:
+    if event.anchor is not None:
+        raise _refusal("anchors and aliases are not allowed", event)
+    if getattr(event, "tag", None) is not None:
+        raise _refusal(f"the tag {event.tag!r} is not allowed; write the value alone", event)
+    if depth > MAX_DEPTH:
+        raise _refusal(f"is nested more than {MAX_DEPTH} deep", event)
+
+
+def _refusal(what: str, event: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, what, event.start_mark)
+
+
+def describe_validation_error(error: ValidationError, model: type[BaseModel], loaded: Any) -> str:
     """The problems of a validation in one line: `field: what is wrong and what to do; field: …`."""
     problems = error.errors(include_url=False, include_context=True)
-    lines = [f"{_field(problem['loc'])}: {_problem(dict(problem), model)}" for problem in problems[:5]]
+    lines = [
+        f"{_field(problem['loc'], loaded, problem['type'])}: {_problem(dict(problem), model)}"
+        for problem in problems[:5]
+    ]
     if len(problems) > 5:
         lines.append(f"and {len(problems) - 5} more")
     return "; ".join(lines)
 
 
-def _field(loc: tuple[int | str, ...]) -> str:
-    text = ""
-    for part in loc:
+def _field(loc: tuple[int | str, ...], loaded: Any, kind: str) -> str:
+    text, here = "", loaded
+    for position, part in enumerate(loc):
+        if kind != "missing" or position < len(loc) - 1:
+            try:
+                here = here[part]
+            except (LookupError, TypeError):
+                continue  # pydantic's name for a member of a union, not a key of the file
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text or "(whole file)"
 
@@ -92,7 +132,10 @@ def _problem(problem: dict[str, Any], model: type[BaseModel]) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     value = problem.get("input")
-    return message if isinstance(value, dict | list) or kind == "value_error" else f"{message} (it says {value!r})"
+    if isinstance(value, dict | list) or kind == "value_error":
+        return message
+    says = repr(value)
+    return f"{message} (it says {says if len(says) <= 80 else says[:80] + '…'})"
 
 
 def _field_names(model: type[BaseModel]) -> list[str]:

@@ -1,0 +1,241 @@
+"""Tiny real ONNX models with their model.yaml, whose answers can be worked out by hand.
+
+kind          input                     answer
+scores        x FP32 [n, 3]             classification: the input itself; labels low, middle, high
+sum           x FP32 [n, 3]             regression: the sum of the row
+colour        image UINT8 [n, 4, 4, 3]  classification: mean of each channel / 255; labels red, green, blue
+two_inputs    a, b FP32 [n, 2]          tensor: total = a + b
+echo          text BYTES [n]            tensor: echoed = the text twice, one after the other
+double        x FP32 []                 tensor: twice = 2 x
+transpose     x FP32 [2, 3]             tensor: turned [3, 2]; no batch axis
+positive      x FP32 [n, 3]             tensor: is_positive BOOL [n, 3]
+lookup        at INT64 [n]              tensor: found FP32 [n] = [10, 20, 30][at]; the run fails beyond 2
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+
+SCORES_LABELS = ("low", "middle", "high")
+COLOUR_LABELS = ("red", "green", "blue")
+_TYPES = {
+    "FP32": TensorProto.FLOAT,
+    "INT64": TensorProto.INT64,
+    "UINT8": TensorProto.UINT8,
+    "BOOL": TensorProto.BOOL,
+    "BYTES": TensorProto.STRING,
+}
+_COLOUR_PROCESSING = {
+    "type": "image", "resize": 4, "crop": 4, "filter": "bilinear",
+    "colour": "RGB", "layout": "NHWC", "normalise": "in_graph",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Kind:
+    task: str
+    inputs: list[tuple[str, str, list[int]]]
+    outputs: list[tuple[str, str, list[int]]]
+    nodes: list[onnx.NodeProto]
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    processing: Mapping[str, Any] = field(default_factory=lambda: {"type": "tensor"})
+    batch: Mapping[str, Any] = field(default_factory=lambda: {"axis": 0})
+
+
+_KINDS = {
+    "scores": _Kind(
+        "tabular-classification",
+        [("x", "FP32", [-1, 3])],
+        [("scores", "FP32", [-1, 3])],
+        [helper.make_node("Identity", ["x"], ["scores"])],
+        labels=SCORES_LABELS,
+    ),
+    "sum": _Kind(
+        "regression",
+        [("x", "FP32", [-1, 3])],
+        [("total", "FP32", [-1, 1])],
+        [helper.make_node("ReduceSum", ["x", "axes"], ["total"], keepdims=1)],
+        {"axes": np.array([1], np.int64)},
+    ),
+    "colour": _Kind(
+        "image-classification",
+        [("image", "UINT8", [-1, 4, 4, 3])],
+        [("scores", "FP32", [-1, 3])],
+        [
+            helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["float"], ["mean"], axes=[1, 2], keepdims=0),
+            helper.make_node("Div", ["mean", "white"], ["scores"]),
+        ],
+        {"white": np.array(255, np.float32)},
+        labels=COLOUR_LABELS,
+        processing=_COLOUR_PROCESSING,
+    ),
+    "two_inputs": _Kind(
+        "tensor",
+        [("a", "FP32", [-1, 2]), ("b", "FP32", [-1, 2])],
+        [("total", "FP32", [-1, 2])],
+        [helper.make_node("Add", ["a", "b"], ["total"])],
+    ),
+    "echo": _Kind(
+        "tensor",
+        [("text", "BYTES", [-1])],
+        [("echoed", "BYTES", [-1])],
+        [helper.make_node("Concat", ["text", "text"], ["echoed"], axis=0)],
+    ),
+    "double": _Kind(
+        "tensor",
+        [("x", "FP32", [])],
+        [("twice", "FP32", [])],
+        [helper.make_node("Mul", ["x", "two"], ["twice"])],
+        {"two": np.array(2, np.float32)},
+        batch={"axis": None},
+    ),
+    "transpose": _Kind(
+        "tensor",
+        [("x", "FP32", [2, 3])],
+        [("turned", "FP32", [3, 2])],
+        [helper.make_node("Transpose", ["x"], ["turned"], perm=[1, 0])],
+        batch={"axis": None},
+    ),
+    "positive": _Kind(
+        "tensor",
+        [("x", "FP32", [-1, 3])],
+        [("is_positive", "BOOL", [-1, 3])],
+        [helper.make_node("Greater", ["x", "zero"], ["is_positive"])],
+        {"zero": np.array(0, np.float32)},
+    ),
+    "lookup": _Kind(
+        "tensor",
+        [("at", "INT64", [-1])],
+        [("found", "FP32", [-1])],
+        [helper.make_node("Gather", ["table", "at"], ["found"])],
+        {"table": np.array([10, 20, 30], np.float32)},
+    ),
+}
+
+
+def onnx_bytes(kind: str) -> bytes:
+    """The ONNX file of a kind."""
+    made = _KINDS[kind]
+    return onnx_file(made.nodes, made.inputs, made.outputs, made.constants)
+
+
+def onnx_file(
+    nodes: list[onnx.NodeProto],
+    inputs: list[tuple[str, str, list[int]]],
+    outputs: list[tuple[str, str, list[int]]],
+    constants: Mapping[str, np.ndarray] | None = None,
+) -> bytes:
+    """An ONNX file of these nodes; inputs and outputs are (name, datatype, shape with -1 for a free size)."""
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [_value(*entry) for entry in inputs],
+        [_value(*entry) for entry in outputs],
+        [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
+    )
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def write_model(
+    root: Path,
+    name: str = "scores",
+    version: str = "1.0.0",
+    *,
+    kind: str = "scores",
+    files: Mapping[str, bytes] | None = None,
+    **manifest_overrides: Any,
+) -> Path:
+    """Write `root`/`name`/`version` and return it.
+
+    `files` adds files, or replaces model.onnx and labels.txt; the manifest lists them all with their digests. An
+    override that is a mapping is laid over the section it names, None takes the section out, anything else replaces it.
+    """
+    made = _KINDS[kind]
+    contents = {"model.onnx": onnx_bytes(kind)}
+    if made.labels:
+        contents["labels.txt"] = "".join(f"{label}\n" for label in made.labels).encode()
+    contents |= files or {}
+    manifest: dict[str, Any] = {
+        "schema": 1,
+        "name": name,
+        "version": version,
+        "task": made.task,
+        "runtime": "onnx",
+        "files": {path: file_entry(data) for path, data in contents.items()},
+        "inputs": [_entry(*entry) for entry in made.inputs],
+        "outputs": [_entry(*entry) for entry in made.outputs],
+        "batch": dict(made.batch),
+        "processing": dict(made.processing),
+        "answer": _answer(made),
+        "licence": "CC0-1.0",
+    }
+    directory = root / name / version
+    for path, data in contents.items():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_bytes(data)
+    write_yaml(directory / "model.yaml", _overlaid(manifest, manifest_overrides))
+    return directory
+
+
+def write_release(root: Path, name: str, stable: str, **sections: Any) -> Path:
+    """Write `root`/`name`/release.yaml: `stable`, and the sections given (aliases are added to it)."""
+    aliases = {"stable": {"version": stable}, **sections.pop("aliases", {})}
+    path = root / name / "release.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_yaml(path, {"schema": 1, "aliases": aliases, **sections})
+
+
+def write_yaml(path: Path, content: Any) -> Path:
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def edit_manifest(directory: Path, **overrides: Any) -> None:
+    """Lay overrides over a model.yaml that was written already, as `write_model` does."""
+    path = directory / "model.yaml"
+    write_yaml(path, _overlaid(yaml.safe_load(path.read_text()), overrides))
+
+
+def file_entry(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def _overlaid(manifest: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(manifest)
+    for key, value in overrides.items():
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = {**result[key], **value}
+        else:
+            result[key] = value
+    return result
+
+
+def _answer(made: _Kind) -> dict[str, Any]:
+    output = made.outputs[0][0]
+    if made.labels:
+        return {"type": "classification", "output": output, "activation": "none", "labels": "labels.txt"}
+    return {"type": "regression", "output": output} if made.task == "regression" else {"type": "tensor"}
+
+
+def _entry(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype, "shape": shape}
+
+
+def _value(name: str, datatype: str, shape: list[int]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, _TYPES[datatype], [None if size == -1 else size for size in shape])
