@@ -15,9 +15,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 import app as package
+from app.api.application import Application
 from app.api.body import BodyReader
 from app.api.catalog import CatalogApi
-from app.api.error_handlers import install_error_handlers
 from app.api.middleware import KeyRing, RequestMiddleware
 from app.api.operations import OperationsApi
 from app.api.predict import PredictApi
@@ -46,7 +46,7 @@ def create_app(
     workers: int = 1,
     metrics: Metrics | None = None,
     draining: Flag | None = None,
-) -> FastAPI:
+) -> Application:
     """An application of one process; its lifespan loads the models before the first request is accepted.
 
     `threads` run models at one time. `metrics` and `draining` come from the process layer where there is one.
@@ -69,7 +69,7 @@ def create_app(
             registry.close()
             access_log.stop()
 
-    application = FastAPI(
+    application = Application(
         title="Headway",
         version=package.__version__,
         description=_DESCRIPTION,
@@ -78,7 +78,6 @@ def create_app(
         redoc_url=None,
         telemetry={"auto_configure": False},
     )
-    install_error_handlers(application)
     predict = PredictApi(
         inference,
         bodies,
@@ -89,7 +88,7 @@ def create_app(
     )
     readiness = Readiness(registry, draining or threading.Event(), strict=settings.strict)
     for api in (predict, CatalogApi(registry), OperationsApi(readiness, metrics), UiApi()):
-        application.include_router(api.router)
+        api.add_routes(application.router)
     _add_middleware(application, settings, Recorder(metrics, settings.access_log_sample, bodies.release))
     return application
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -48,22 +49,22 @@ class VersionDetail(VersionRead):
 class CatalogApi:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self.router = APIRouter(prefix="/models", tags=["models"])
-        self.router.add_api_route("", self.list_models, response_model=ModelList, response_model_exclude_none=True)
-        self.router.add_api_route(
-            "/{name}",
-            self.get_model,
-            response_model=ModelRead,
-            response_model_exclude_none=True,
-            responses=_NOT_FOUND,
+
+    def add_routes(self, router: APIRouter) -> None:
+        routes: tuple[tuple[str, Callable[..., Any], type[BaseModel]], ...] = (
+            ("/models", self.list_models, ModelList),
+            ("/models/{name}", self.get_model, ModelRead),
+            ("/models/{name}/{version}", self.get_version, VersionDetail),
         )
-        self.router.add_api_route(
-            "/{name}/{version}",
-            self.get_version,
-            response_model=VersionDetail,
-            response_model_exclude_none=True,
-            responses=_NOT_FOUND,
-        )
+        for path, endpoint, model in routes:
+            router.add_api_route(
+                path,
+                endpoint,
+                response_model=model,
+                response_model_exclude_none=True,
+                responses=_NOT_FOUND if "{" in path else None,
+                tags=["models"],
+            )
 
     def list_models(self) -> ModelList:
         """Every model of the registry."""

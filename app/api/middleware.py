@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.context import SCOPE_KEY, RequestContext, new_context
+from app.api.framework_errors import FRAMEWORK_ERRORS, translate
 from app.errors import ClientClosed, HeadwayError, Internal, Unauthorized, error_headers, render
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class RequestMiddleware:
             context.error_code = exc.code
         except HeadwayError as exc:
             await send_error(exc, send, context)
+        except FRAMEWORK_ERRORS as exc:
+            await send_error(translate(exc, scope), send, context)
         except Exception:
             logger.exception("request %s failed: this is a bug", context.request_id)
             if context.status != 499:

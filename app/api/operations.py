@@ -25,15 +25,16 @@ class OperationsApi:
     def __init__(self, readiness: Readiness, metrics: Metrics) -> None:
         self._readiness = readiness
         self._metrics = metrics
-        self.router = APIRouter(tags=["operations"])
+
+    def add_routes(self, router: APIRouter) -> None:
         for path, endpoint, responses in (
             ("/health/live", self.live, {}),
             ("/health/ready", self.ready, _UNAVAILABLE),
             ("/health/startup", self.startup, _UNAVAILABLE),
         ):
-            self.router.add_api_route(path, endpoint, response_model=HealthRead, responses=responses)
-            self.router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
-        self.router.add_api_route("/metrics", self.metrics, response_class=Response)
+            router.add_api_route(path, endpoint, response_model=HealthRead, responses=responses, tags=["operations"])
+            router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+        router.add_api_route("/metrics", self.metrics, response_class=Response, tags=["operations"])
 
     async def live(self) -> HealthRead:
         """This process answers; it stays 200 while draining."""

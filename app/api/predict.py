@@ -19,6 +19,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.application import RawRoute
 from app.api.body import BodyReader
 from app.api.context import RequestContext, context_of
 from app.api.examples import PREDICT_BODY, PREDICT_RESPONSES
@@ -45,8 +46,6 @@ _CONTENT_TYPES = "application/json, multipart/form-data or image/*"
 
 
 class PredictApi:
-    """Holds what the route needs; `router` is included once by create_app."""
-
     def __init__(
         self,
         inference: Inference,
@@ -63,11 +62,14 @@ class PredictApi:
         self._max_items = max_items
         self._deadline_ms = deadline_ms
         self._max_deadline_ms = max_deadline_ms
-        self.router = APIRouter(tags=["prediction"])
-        self.router.add_api_route(
+
+    def add_routes(self, router: APIRouter) -> None:
+        router.add_api_route(
             "/predict",
             self.predict,
             methods=["POST"],
+            tags=["prediction"],
+            route_class_override=RawRoute,
             summary="Labels, values or tensors for images or numbers",
             responses=PREDICT_RESPONSES,
             openapi_extra=PREDICT_BODY,

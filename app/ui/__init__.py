@@ -25,9 +25,10 @@ _POLICY = (
 class UiApi:
     def __init__(self) -> None:
         self._files = {name: (_FOLDER / name).read_bytes() for name in _TYPES}
-        self.router = APIRouter(include_in_schema=False)
-        self.router.add_api_route("/", self.page)
-        self.router.add_api_route("/ui/{name}", self.asset)
+
+    def add_routes(self, router: APIRouter) -> None:
+        router.add_api_route("/", self.page, include_in_schema=False)
+        router.add_api_route("/ui/{name}", self.asset, include_in_schema=False)
 
     async def page(self) -> Response:
         return self._respond("index.html")

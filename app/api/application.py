@@ -1,0 +1,47 @@
+"""FastAPI without the layers that the request middleware makes superfluous; docs/decisions/0008 has the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import MethodNotAllowed
+
+RawEndpoint = Callable[[Request], Awaitable[Response]]
+
+
+class RawRoute(APIRoute):
+    """A route whose endpoint takes the request and gives the response: no dependencies, no models, no exit stacks.
+
+    It stands in the OpenAPI document like any other.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._allowed = frozenset(self.methods or ())
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in self._allowed:
+            allow = ", ".join(sorted(self._allowed))
+            raise MethodNotAllowed(f"{scope['path']} does not take {scope['method']}; use {allow}", allow)
+        endpoint: RawEndpoint = self.endpoint
+        response = await endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
+class Application(FastAPI):
+    """Errors of every kind are rendered by the outermost of `user_middleware`; the framework's own layers for them,
+    and for limits and telemetry of exceptions, are left out."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app: ASGIApp = AsyncExitStackMiddleware(self.router)
+        for middleware, args, kwargs in reversed(self.user_middleware):
+            app = middleware(app, *args, **kwargs)
+        return app

@@ -1,0 +1,1 @@
+"""The public benchmark: `make bench`, `make bench-quick`, `make bench-peers`."""

@@ -1,0 +1,42 @@
+"""The in-process limit: as many processes as cores, each decoding, preparing and running in memory, with no HTTP.
+
+It starts from JPEG bytes and runs the product's own processing and session.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+from app.registry.lifecycle import load_servable
+
+
+def measure_limit(directory: Path, kind: str, item: object, seconds: float) -> tuple[float, float]:
+    """Runs a second over all processes, and CPU seconds a run."""
+    context = multiprocessing.get_context("spawn")
+    count = len(os.sched_getaffinity(0))
+    barrier = context.Barrier(count)
+    queue = context.SimpleQueue()
+    processes = [
+        context.Process(target=_loop, args=(directory, kind, item, seconds, barrier, queue)) for _ in range(count)
+    ]
+    for process in processes:
+        process.start()
+    results = [queue.get() for _ in processes]
+    for process in processes:
+        process.join()
+    runs = sum(result[0] for result in results)
+    return sum(result[0] / result[1] for result in results), sum(result[2] for result in results) / runs
+
+
+def _loop(directory: Path, kind: str, item: object, seconds: float, barrier, queue) -> None:  # type: ignore[no-untyped-def]
+    servable = load_servable(directory, threads=1)
+    servable.answer(servable.run(servable.prepare(kind, item)), 5)  # type: ignore[arg-type]
+    barrier.wait()
+    runs, cpu, started = 0, time.process_time(), time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        servable.answer(servable.run(servable.prepare(kind, item)), 5)  # type: ignore[arg-type]
+        runs += 1
+    queue.put((runs, elapsed, time.process_time() - cpu))
