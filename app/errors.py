@@ -3,7 +3,9 @@
 Every expected refusal is a class with a stable `code` and one line in this table; only a bug is a 500.
 
     HeadwayError
-    ├── InvalidContent           400  bad_content, bad_image, bad_value …
+    ├── InvalidContent           400  bad_content
+    │   ├── InvalidImage         400  bad_image
+    │   ├── InvalidTensor        400  bad_tensor
     │   ├── ModelRequired        400  model_required
     │   └── ImageTooLarge        413  image_too_large
     ├── Unauthorized             401  unauthorized
@@ -13,11 +15,11 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     ├── RouteNotFound            404  not_found
     ├── MethodNotAllowed         405  method_not_allowed
     ├── BodyTimeout              408  body_timeout
+    │   └── HeaderTimeout        408  header_timeout
     ├── BodyTooLarge             413  body_too_large
     ├── UnsupportedMediaType     415  unsupported_media_type
     ├── MalformedRequest         422  malformed_request
     ├── HeadersTooLarge          431  headers_too_large
-    ├── HeaderTimeout            408  header_timeout
     ├── MalformedHttp            400  malformed_http
     ├── ClientClosed             499  client_closed (counted, never sent)
     ├── Unavailable              503  not_ready          (Retry-After)
@@ -28,7 +30,9 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     │   └── ModelFailed          503  model_failed
     ├── DeadlineExceeded         504  deadline_exceeded
     ├── Internal                 500  internal
-    └── RegistryError            (a file of the registry is wrong; raised at load, never by a request)
+    ├── RegistryError            503  registry_error (a file is wrong; raised at load, never by a request)
+    ├── RunFailed                500  model_failed   (runtimes/base.py)
+    └── RuntimeLoadError         500  error          (runtimes/base.py; raised at load, never by a request)
 """
 
 from __future__ import annotations

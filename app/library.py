@@ -52,8 +52,7 @@ class Model:
             rows = content  # ragged or nested too deep: tensors_from_json says which input
         specs = self._resolved.servable.manifest.inputs
         is_single = isinstance(rows, np.ndarray) and len(specs) == 1 and rows.ndim == len(specs[0].shape) - 1
-        items = [rows[np.newaxis]] if isinstance(rows, np.ndarray) and is_single else [rows]
-        answer = self._answer("tensor", items, top_k)
+        answer = self._answer("tensor", rows[np.newaxis] if is_single else rows, top_k)
         if answer.items is None:
             return dict(answer.tensors or {})
         results = [_result(item) for item in answer.items]
@@ -62,12 +61,12 @@ class Model:
     def _predict_photos(self, content: Photo | Sequence[Photo], top_k: int) -> Result | list[Result]:
         is_single = isinstance(content, bytes | str | PathLike)
         photos: Sequence[Any] = [content] if is_single else list(content)  # type: ignore[arg-type]
-        answer = self._answer("image", [_read(photo) for photo in photos], top_k)
-        results = [_result(item) for item in answer.items or ()]
+        answers = [self._answer("image", _read(photo), top_k) for photo in photos]
+        results = [_result(answer.items[0]) if answer.items else dict(answer.tensors or {}) for answer in answers]
         return results[0] if is_single else results
 
-    def _answer(self, kind: Any, items: Sequence[Any], top_k: int) -> Answer:
-        call = Call(Content(kind, tuple(items)), deadline=_NO_DEADLINE, top_k=top_k)
+    def _answer(self, kind: Any, item: Any, top_k: int) -> Answer:
+        call = Call(Content(kind, (item,)), deadline=_NO_DEADLINE, top_k=top_k)
         return self._inference.predict_now(call, self._resolved)
 
     def __repr__(self) -> str:

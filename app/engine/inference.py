@@ -11,7 +11,7 @@ from typing import Any
 
 from app.engine.batcher import Batcher
 from app.engine.call import Answer, Call, Timings
-from app.errors import HeadwayError
+from app.errors import HeadwayError, InvalidContent
 from app.metrics import Metrics
 from app.registry.lifecycle import Registry, Resolved
 from app.registry.servable import Content, ContentKind, Item, Servable
@@ -73,6 +73,10 @@ class Inference:
 
 def _works(servable: Servable, call: Call) -> list[Callable[[float], _Part]]:
     if isinstance(call.inputs, Content):
+        if call.is_plural and servable.manifest.answer.type == "tensor":
+            raise InvalidContent(
+                f"{servable.name} answers with tensors, for one {servable.kind} a request; send it alone"
+            )
         return [partial(_compute, servable, call, item) for item in call.inputs.items]
     servable.check(call.inputs)
     return [partial(_compute, servable, call, call.inputs)]

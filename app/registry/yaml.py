@@ -100,7 +100,10 @@ def _refusal(what: str, event: Any) -> yaml.YAMLError:
 
 def describe_validation_error(error: ValidationError, model: type[BaseModel], loaded: Any) -> str:
     """The problems of a validation in one line: `field: what is wrong and what to do; field: …`."""
-    problems = error.errors(include_url=False, include_context=True)
+    # A misspelt key comes before the key that is missing because of it.
+    problems = sorted(
+        error.errors(include_url=False, include_context=True), key=lambda problem: problem["type"] != "extra_forbidden"
+    )
     lines = [
         f"{_field(problem['loc'], loaded, problem['type'])}: {_problem(dict(problem), model)}"
         for problem in problems[:5]

@@ -32,7 +32,7 @@ from app.registry.servable import Content, ContentKind, Item
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.runtimes.base import RunFailed
-from tests.fixtures_models import write_model
+from tests.fixtures_models import edit_manifest, write_model
 
 pytestmark = pytest.mark.anyio
 PATIENCE_SECONDS = 30.0
@@ -124,6 +124,21 @@ async def test_predict_single_bad_image_raises(inference: Inference) -> None:
         await _predict(inference, "colour", "image", b"no image")
     with pytest.raises(InvalidTensor, match="shape"):
         await _predict(inference, "scores", "tensor", [[1, 2]])
+
+
+async def test_predict_several_photos_with_a_model_that_answers_with_tensors(registry: Registry) -> None:
+    """There is no place for them in the answer, and less than all is none."""
+    directory = write_model(registry.store.root, "embedding", kind="colour", answer=None)
+    edit_manifest(directory, task="tensor", answer={"type": "tensor"})
+    registry.load()
+    batcher = Batcher(1)
+    inference = Inference(registry, batcher)
+    answer = await _predict(inference, "embedding", "image", _photo(255, 0, 0))
+    assert answer.tensors is not None
+    assert answer.tensors["scores"].tolist() == [[1, 0, 0]]
+    with pytest.raises(InvalidContent, match="embedding answers with tensors, for one image a request; send it alone"):
+        await _predict(inference, "embedding", "image", _photo(255, 0, 0), b"no image")
+    batcher.close()
 
 
 async def test_predict_wrong_kind_of_content(inference: Inference) -> None:

@@ -71,15 +71,23 @@ def test_golden_tolerance(root: Path) -> None:
 
 PROBLEMS: dict[str, tuple[dict[str, Any], str, str]] = {
     "input that does not fit": ({"inputs": [[1, 2]], "top": _top(0, 1)}, "scores", "shape"),
-    "index that is not there": ({"inputs": [[1, 0, 0]], "top": [*_top(0, 1), *_top(9, 0)]}, "scores", "index 9 is None"),
+    "index that is not there": (
+        {"inputs": [[1, 0, 0]], "top": [*_top(0, 1), *_top(9, 0)]},
+        "scores",
+        "index 9 is None",
+    ),
     "labels of a regression": ({"inputs": [[1, 0, 0]], "top": _top(0, 1)}, "sum", "gave no labels"),
     "value of a classifier": ({"inputs": [[1, 0, 0]], "value": 1}, "scores", "value None"),
     "image for numbers": ({"image": "red.png", "top": _top(0, 1)}, "scores", "takes numbers"),
     "answer of plain tensors": ({"inputs": [[1, 0, 0]], "top": _top(0, 1)}, "positive", "gave no answer"),
     "no answer recorded": ({"inputs": [[1, 0, 0]]}, "scores", "either top or value"),
-    "two kinds of content": ({"inputs": [[1]], "image": "red.png", "top": _top(0, 1)}, "scores", "either image or inputs"),
+    "two kinds of content": (
+        {"inputs": [[1]], "image": "red.png", "top": _top(0, 1)},
+        "scores",
+        "either image or inputs",
+    ),
     "unknown key": ({"input": [[1, 0, 0]], "top": _top(0, 1)}, "scores", "input"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -66,7 +66,10 @@ def _edit(**overrides: object) -> Callable[[Path], None]:
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "no manifest": (lambda directory: (directory / "model.yaml").unlink(), r"model\.yaml: cannot be read"),
     "digest": (_flip_a_byte, r"model\.onnx: has SHA-256 .* model\.yaml \(files\) says .*; copy the version again"),
-    "missing file": (lambda directory: (directory / "model.onnx").unlink(), r"model\.onnx: is listed in model\.yaml, but"),
+    "missing file": (
+        lambda directory: (directory / "model.onnx").unlink(),
+        r"model\.onnx: is listed in model\.yaml, but",
+    ),
     "missing labels": (lambda directory: (directory / "labels.txt").unlink(), r"labels\.txt: is listed in model\.yaml"),
     "input name": (_edit(inputs=_entries("y", "FP32", [-1, 3])), r"model\.yaml: inputs: the file has no 'y'; it has x"),
     "input shape": (
@@ -74,13 +77,19 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         r"model\.yaml: inputs: says x: FP32 \[n, 4\], but the file says x: FP32 \[n, 3\]; correct the former",
     ),
     "input wider than the file": (_edit(inputs=_entries("x", "FP32", [-1, -1])), r"inputs: says x: FP32 \[n, n\]"),
-    "input datatype": (_edit(inputs=_entries("x", "FP64", [-1, 3])), r"says x: FP64 \[n, 3\], but the file says x: FP32"),
+    "input datatype": (
+        _edit(inputs=_entries("x", "FP64", [-1, 3])),
+        r"says x: FP64 \[n, 3\], but the file says x: FP32",
+    ),
     "output shape": (_edit(outputs=_entries("scores", "FP32", [-1, 9])), r"outputs: says scores: FP32 \[n, 9\], but"),
     "input too many": (
         _edit(inputs=[*_entries("x", "FP32", [-1, 3]), *_entries("z", "FP32", [-1])]),
         r"inputs: the file has no 'z'",
     ),
-    "input too few": (_rewrite(model=onnx_bytes("two_inputs")), r"model\.yaml: inputs: the file has no 'x'; it has a, b"),
+    "input too few": (
+        _rewrite(model=onnx_bytes("two_inputs")),
+        r"model\.yaml: inputs: the file has no 'x'; it has a, b",
+    ),
     "too few labels": (_rewrite(labels=b"a\nb\n"), r"labels\.txt: has 2 labels, but output 'scores' has 3 classes"),
     "a label twice": (_rewrite(labels=b"a\nb\na\n"), r"labels\.txt: the label 'a' stands twice"),
     "no UTF-8": (_rewrite(labels=b"a\nb\n\xff\n"), r"labels\.txt: is not UTF-8"),
@@ -92,10 +101,12 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         r"model\.yaml: is not valid YAML",
     ),
     "golden difference": (
-        lambda directory: _with_golden(directory, b'{"requests": [{"inputs": [[1, 0, 0]], "top": [{"index": 1, "confidence": 1}]}]}'),
+        lambda directory: _with_golden(
+            directory, b'{"requests": [{"inputs": [[1, 0, 0]], "top": [{"index": 1, "confidence": 1}]}]}'
+        ),
         r"golden\.json: request 1 no longer gives its recorded answer: the first label is 'low'",
     ),
-}  # fmt: skip
+}
 
 
 def _with_golden(directory: Path, data: bytes) -> None:
@@ -155,7 +166,7 @@ def test_model_without_a_final_version(root: Path, registry: Registry) -> None:
     write_model(root, "good")
     write_model(root, "early", "1.0.0-rc.1")
     registry.load()
-    with pytest.raises(ModelFailed, match="early: holds no final version; add a directory named like 1.0.0"):
+    with pytest.raises(ModelFailed, match=r"early: holds no final version; add a directory named like 1.0.0"):
         registry.resolve(ModelRef("early"))
     assert _resolve(registry, "good") == ("1.0.0", "stable")
 
@@ -179,7 +190,7 @@ def test_implicit_release_is_the_newest_final_version(root: Path, registry: Regi
     assert list(registry.models["m"].versions) == ["1.10.0"]
     for version in ("1.9.0", "2.0.0-rc.1"):
         with pytest.raises(
-            VersionNotReleased, match="is in the registry but not released; released are stable, 1.10.0"
+            VersionNotReleased, match=r"is in the registry but not released; released are stable, 1.10.0"
         ):
             registry.resolve(ModelRef("m", version))
 
@@ -209,9 +220,9 @@ def test_resolve_errors(root: Path, registry: Registry) -> None:
     registry.load()
     with pytest.raises(ModelNotFound, match="there is no model 'n'; served are m"):
         registry.resolve(ModelRef("n"))
-    with pytest.raises(VersionNotFound, match="has no alias 'canary'; it has stable, 1.0.0"):
+    with pytest.raises(VersionNotFound, match=r"has no alias 'canary'; it has stable, 1.0.0"):
         registry.resolve(ModelRef("m", "canary"))
-    with pytest.raises(VersionNotFound, match="has no version 2.0.0; it has stable, 1.0.0"):
+    with pytest.raises(VersionNotFound, match=r"has no version 2.0.0; it has stable, 1.0.0"):
         registry.resolve(ModelRef("m", "2.0.0"))
     with pytest.raises(VersionNotReleased):
         registry.resolve(ModelRef("m", "0.1.0"))
@@ -287,23 +298,23 @@ def test_open_takes_what_is_not_released(root: Path, registry: Registry) -> None
 
 def test_open_of_a_broken_version_raises(root: Path, registry: Registry) -> None:
     (write_model(root, "m") / "labels.txt").unlink()
-    with pytest.raises(RegistryError, match="labels.txt"):
+    with pytest.raises(RegistryError, match=r"labels.txt"):
         registry.open(ModelRef("m"))
     write_model(root, "m", files={"model.onnx": b"nothing"})
-    with pytest.raises(RuntimeLoadError, match="model.onnx"):
+    with pytest.raises(RuntimeLoadError, match=r"model.onnx"):
         registry.open(ModelRef("m"))
 
 
 @pytest.mark.parametrize(
     ("kind", "overrides", "message"),
     [
-        ("colour", {"processing": {"crop": 3}}, r"processing: makes image: UINT8 \[1, 3, 3, 3\], but the model takes image: UI"),
+        ("colour", {"processing": {"crop": 3}}, r"processing: makes image: UINT8 \[1, 3, 3, 3\], but the model takes"),
         ("colour", {"processing": {"layout": "NCHW"}}, r"processing: makes image: UINT8 \[1, 3, 4, 4\]"),
         ("colour", {"processing": {"colour": "GRAY"}}, r"processing: makes image: UINT8 \[1, 4, 4, 1\]"),
         ("colour", {"processing": {"normalise": {"mean": [0], "scale": [255]}}}, r"processing: makes image: FP32"),
-        ("positive", {"answer": {"type": "regression", "output": "is_positive"}}, r"gives 3 answers to one row; name an out"),
+        ("positive", {"answer": {"type": "regression", "output": "is_positive"}}, r"gives 3 answers to one row"),
     ],
-)  # fmt: skip
+)
 def test_load_of_sections_that_contradict_each_other(
     root: Path, kind: str, overrides: dict[str, dict[str, object]], message: str
 ) -> None:

@@ -45,7 +45,7 @@ def test_version_good(text: str) -> None:
 
 @pytest.mark.parametrize("text", BAD)
 def test_version_bad(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a version: write MAJOR.MINOR.PATCH"):
+    with pytest.raises(ValueError, match=r"is not a version: write MAJOR.MINOR.PATCH"):
         Version.parse(text)
     assert not is_version(text)
 
@@ -125,10 +125,26 @@ def test_model_ref(text: str, name: str, tag: str | None) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "@", "digits@", "@1.0.0", "Digits", "digits@Canary", "digits@1.0", "digits@a@b", "../digits", "a/b", ".hidden",
-        "digits ", "digits@-x", "x" * 64, "digits@../../etc", "digits:1", "ä", "digits@1\N{ARABIC-INDIC DIGIT ONE}",
+        "",
+        "@",
+        "digits@",
+        "@1.0.0",
+        "Digits",
+        "digits@Canary",
+        "digits@1.0",
+        "digits@a@b",
+        "../digits",
+        "a/b",
+        ".hidden",
+        "digits ",
+        "digits@-x",
+        "x" * 64,
+        "digits@../../etc",
+        "digits:1",
+        "ä",
+        "digits@1\N{ARABIC-INDIC DIGIT ONE}",
     ],
-)  # fmt: skip
+)
 def test_model_ref_bad(text: str) -> None:
     with pytest.raises(ValueError, match="name, name@version or name@alias"):
         ModelRef.parse(text)

@@ -52,17 +52,38 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "scalar",
-    ["1.10", "no", "on", "off", "yes", "True", "2026-11-21", "2026-11-21T10:00:00Z", "0x1f", "010", "1_000", "1e3", ".inf",
-     ".nan", "12:30:45", "<<", "="],
-)  # fmt: skip
+    [
+        "1.10",
+        "no",
+        "on",
+        "off",
+        "yes",
+        "True",
+        "2026-11-21",
+        "2026-11-21T10:00:00Z",
+        "0x1f",
+        "010",
+        "1_000",
+        "1e3",
+        ".inf",
+        ".nan",
+        "12:30:45",
+        "<<",
+        "=",
+    ],
+)
 def test_scalars_stay_text(path: Path, scalar: str) -> None:
     assert _read(path, f"key: {scalar}\n{scalar}: value\n") == {"key": scalar, scalar: "value"}
 
 
 def test_null_is_none_unless_quoted(path: Path) -> None:
     assert _read(path, "a: ~\nb: null\nc:\nd: 'null'\ne: \"\"\n") == {
-        "a": None, "b": None, "c": None, "d": "null", "e": "",
-    }  # fmt: skip
+        "a": None,
+        "b": None,
+        "c": None,
+        "d": "null",
+        "e": "",
+    }
 
 
 def test_nested_structures(path: Path) -> None:
@@ -142,7 +163,10 @@ def test_missing_file_and_directory(path: Path) -> None:
 
 INVALID: dict[str, tuple[str, str]] = {
     "unknown key near a known one": ("nmae: x\nname: x\n", "nmae: unknown key; did you mean 'name'?"),
-    "unknown key in a section": ("name: x\nstar: {type: cat, wiskers: 1, whiskers: 1}\n", "star.wiskers: unknown key; did"),
+    "unknown key in a section": (
+        "name: x\nstar: {type: cat, wiskers: 1, whiskers: 1}\n",
+        "star.wiskers: unknown key; did",
+    ),
     "unknown key far from all": ("name: x\nqqqqqq: 1\n", "qqqqqq: unknown key; remove it"),
     "missing": ("size: 1\n", "name: is missing; add it"),
     "missing in a section": ("name: x\nstar: {type: cat}\n", "star.whiskers: is missing; add it"),
@@ -152,7 +176,7 @@ INVALID: dict[str, tuple[str, str]] = {
     "wrong in a section": ("name: x\nstar: {type: cat, whiskers: -1}\n", "star.whiskers: input should be greater"),
     "unknown kind": ("name: x\nstar: {type: cow}\n", "star: "),
     "several at once": ("nmae: x\nsize: big\n", "size: input should"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", INVALID)

@@ -1,0 +1,62 @@
+"""The command line in a process of its own, over a registry of tiny models."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fixtures_models import write_model, write_release
+from tests.running import ROOT
+
+PATIENCE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+Headway = Callable[..., Done]
+
+
+def environment(root: Path) -> dict[str, str]:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HEADWAY_")}
+    return env | {"HEADWAY_MODELS": str(root), "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """scores 1.9.0 (stable) and 1.10.0 (canary), sum, colour, two_inputs, echo, positive 1.0.0."""
+    root = tmp_path / "models"
+    for kind in ("sum", "colour", "two_inputs", "echo", "positive"):
+        write_model(root, kind, kind=kind)
+    for version in ("1.9.0", "1.10.0"):
+        write_model(root, "scores", version)
+    write_release(root, "scores", "1.9.0", aliases={"canary": {"version": "1.10.0", "weight": 5}})
+    return root
+
+
+@pytest.fixture
+def headway(root: Path, tmp_path: Path) -> Headway:
+    """Run `headway` with the given arguments in an empty directory."""
+    working = tmp_path / "working"
+    working.mkdir()
+
+    def run(*arguments: Any, stdin: bytes = b"", **extra: str) -> Done:
+        command = [sys.executable, "-m", "app.cli.main", *map(str, arguments)]
+        env = environment(root) | extra
+        done = subprocess.run(
+            command, cwd=working, env=env, input=stdin, capture_output=True, timeout=PATIENCE_SECONDS, check=False
+        )
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
