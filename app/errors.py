@@ -30,9 +30,9 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     │   └── ModelFailed          503  model_failed
     ├── DeadlineExceeded         504  deadline_exceeded
     ├── Internal                 500  internal
+    ├── RunFailed                500  run_failed     (the model, not the server)
     ├── RegistryError            503  registry_error (a file is wrong; raised at load, never by a request)
-    ├── RunFailed                500  model_failed   (runtimes/base.py)
-    └── RuntimeLoadError         500  error          (runtimes/base.py; raised at load, never by a request)
+    └── RuntimeLoadError         503  load_failed    (raised at load, never by a request)
 """
 
 from __future__ import annotations
@@ -208,6 +208,21 @@ class Internal(HeadwayError):
 
     code = "internal"
     status = 500
+
+
+class RunFailed(HeadwayError):
+    """The backend failed while it ran: the fault of the model or of its input, not of the caller's neighbours."""
+
+    code = "run_failed"
+    status = 500
+
+
+class RuntimeLoadError(HeadwayError):
+    """The backend cannot load the file. The message carries the backend's own words."""
+
+    code = "load_failed"
+    status = 503
+    grpc = "FAILED_PRECONDITION"
 
 
 class RegistryError(HeadwayError):

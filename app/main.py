@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import warnings
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -65,7 +66,7 @@ def create_app(
         try:
             yield
         finally:
-            batcher.close()
+            await asyncio.to_thread(batcher.close)
             registry.close()
             access_log.stop()
 
@@ -149,6 +150,8 @@ def prepare_process() -> None:
     # ImageProcessor has tighter limits of its own, which name the size; Pillow's would warn of JPEGs that `draft`
     # makes harmless.
     Image.MAX_IMAGE_PIXELS = None
+    # Each distinct warning of a damaged file would be remembered for ever.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def __getattr__(name: str) -> Any:

@@ -89,10 +89,10 @@ def choose_sizing(
 ) -> Sizing:
     """Workers and threads for an allowance; given numbers are kept.
 
-    One worker a CPU, one thread each; below 1.5 CPUs one worker. `worker_bytes` is what one worker needs: where
-    80 % of `memory_bytes` does not hold that many, fewer workers with more threads.
+    One worker a CPU, one thread each; a half counts as a whole, so below 1.5 CPUs one worker. `worker_bytes` is what
+    one worker needs: where 80 % of `memory_bytes` does not hold that many, fewer workers with more threads.
     """
-    cpus = max(1, math.floor(allowance.cpus)) if allowance.cpus >= 1.5 else 1
+    cpus = max(1, math.floor(allowance.cpus + 0.5))
     reason = allowance.reason
     chosen = workers
     if chosen is None:

@@ -23,6 +23,7 @@ from app.errors import (
     ModelNotReady,
     ModelRequired,
     RegistryError,
+    RunFailed,
     VersionNotFound,
     VersionNotReleased,
 )
@@ -32,7 +33,7 @@ from app.registry.release import STABLE, Release
 from app.registry.servable import ContentKind, Servable
 from app.registry.store import Defaults, Store, verify_files
 from app.registry.versions import ModelRef, is_version
-from app.runtimes.base import RunFailed, Runtime
+from app.runtimes.base import Runtime
 from app.runtimes.onnx import OnnxRuntime
 from app.tensors import NUMPY_DTYPES, Array
 
@@ -280,8 +281,8 @@ class Registry:
             missing = sorted(set(evaluation.cpu_features) - self._cpu_features)
             if missing and self._cpu_features:
                 logger.warning(
-                    "%s@%s was measured on a CPU with %s, which this one lacks: it may be slower, and the "
-                    "accuracy on record may not hold; run `headway evaluate` here",
+                    "%s@%s was measured on a CPU with %s, which this one lacks: expect other latencies than on "
+                    "record; its golden requests gave their answers, `headway evaluate` tells the rest",
                     manifest.name,
                     manifest.version,
                     ", ".join(missing),

@@ -97,7 +97,8 @@ class Release(_Section):
     def route(self, model: str, routing_key: bytes | None) -> str:
         """The alias that takes a call which names none: by weight, sticky by `routing_key` where one is given.
 
-        The same key gets the same alias on every worker and replica, and keeps it while a weight is raised.
+        The same key gets the same alias on every worker and replica. While the weight of the only weighted alias is
+        raised, whoever was in stays in.
         """
         weighted = [(alias, entry.weight) for alias, entry in self.aliases.items() if entry.weight]
         if not weighted:

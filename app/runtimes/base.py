@@ -5,19 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from app.errors import HeadwayError
 from app.tensors import Tensors, TensorSpec
-
-
-class RuntimeLoadError(HeadwayError):
-    """The backend cannot load the file. The message carries the backend's own words."""
-
-
-class RunFailed(HeadwayError):
-    """The backend failed while it ran: the fault of the model or of its input, not of the caller's neighbours."""
-
-    code = "model_failed"
-    status = 500
 
 
 class Runtime(Protocol):

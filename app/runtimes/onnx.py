@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
-from app.runtimes.base import RunFailed, RuntimeLoadError
+from app.errors import RunFailed, RuntimeLoadError
 from app.tensors import Array, Tensors, TensorSpec, object_array
 
 _DATATYPES = {

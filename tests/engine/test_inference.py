@@ -25,13 +25,13 @@ from app.errors import (
     InvalidImage,
     InvalidTensor,
     ModelNotReady,
+    RunFailed,
     Unavailable,
 )
 from app.registry.lifecycle import Registry
 from app.registry.servable import Content, ContentKind, Item
 from app.registry.store import Store
 from app.registry.versions import ModelRef
-from app.runtimes.base import RunFailed
 from tests.fixtures_models import edit_manifest, write_model
 
 pytestmark = pytest.mark.anyio

@@ -17,13 +17,13 @@ from app.errors import (
     ModelNotReady,
     ModelRequired,
     RegistryError,
+    RuntimeLoadError,
     VersionNotFound,
     VersionNotReleased,
 )
 from app.registry.lifecycle import Registry, State, load_servable
 from app.registry.store import Store
 from app.registry.versions import ModelRef
-from app.runtimes.base import RuntimeLoadError
 from tests.fixtures_models import edit_manifest, onnx_bytes, onnx_file, write_model, write_release, write_yaml
 
 
