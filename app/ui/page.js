@@ -54,7 +54,7 @@ function readRows() {
   }
 }
 
-/** Sends what stands in the pane. A request that is still running is aborted: its answer is no longer asked for. */
+/** Sends what stands in the pane. A request that is still running is aborted. */
 async function predict() {
   stop();
   const running = (state.running = new AbortController());

@@ -122,7 +122,9 @@ def test_text_called_jpg_shows_the_sentence_and_the_page_goes_on(page: Page, tmp
 
 def test_keyboard_alone_suffices(page: Page) -> None:
     choose(page, "digits")
+    expect(page.locator("#canvas")).to_be_visible()
     page.locator("#canvas").focus()
+    expect(page.locator("#canvas")).to_be_focused()
     page.keyboard.press("Space")
     for _ in range(12):
         page.keyboard.press("ArrowDown")
