@@ -366,7 +366,7 @@ function showError(error) {
   $("timing").hidden = true;
   setStatus("");
   $("error").replaceChildren(error.message[0].toUpperCase() + error.message.slice(1));
-  if (error.requestId) $("error").append(element("small", "", `request ${error.requestId}`));
+  if (error.requestId) $("error").append(" ", element("small", "", `request ${error.requestId}`));
   if (error.status === 401) askForKey();
 }
 

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests.recipes.foolbox_photos import foolbox_photos
+
 STAGES = ["decode", "queue", "preprocess", "inference", "postprocess", "total"]
 
 
@@ -146,3 +148,16 @@ def test_predict_takes_any_shape_of_image(client: httpx.Client, size: tuple[int,
     Image.new("RGB", size, "green").save(buffer, "PNG")
     answer = client.post("/predict", content=buffer.getvalue(), headers={"content-type": "image/png"})
     assert answer.status_code == 200
+
+
+def test_predict_knows_labelled_photos_of_imagenet(client: httpx.Client) -> None:
+    """20 labelled photos that came with another package, through real sockets and workers."""
+    photos = foolbox_photos()
+    body = {"images": [encode(photo.read_bytes()) for photo in photos], "top_k": 1}
+    results = client.post("/predict", json=body).json()["results"]
+    right = [
+        result["predictions"][0]["index"] == int(photo.stem.split("_")[-1])
+        for result, photo in zip(results, photos, strict=True)
+    ]
+    assert len(right) == 20
+    assert sum(right) >= 17

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,10 +21,16 @@ except ImportError:
     pytest.skip("playwright is not installed; pip install playwright", allow_module_level=True)
 
 UI = Path(__file__).parent.parent.parent / "app" / "ui"
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 # What a drop or a paste of a photo is to a page; `type` is the event's.
 TRANSFER = """
 ([bytes, type]) => {
@@ -51,10 +58,11 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@contextlib.contextmanager
 def open_page(browser: Browser, url: str, **options: object) -> Iterator[Page]:
     """A page in a context of its own. At the end: no request left the origin, nothing but refused requests in the
     console, which is where a violation of the Content-Security-Policy would stand, too."""
-    expect.set_options(timeout=PATIENCE_SECONDS * 1e3)
+    expect.set_options(timeout=PATIENCE_SECONDS / 3 * 1e3)
     context = browser.new_context(**options)  # type: ignore[arg-type]
     page = context.new_page()
     requests: list[str] = []
@@ -71,13 +79,15 @@ def open_page(browser: Browser, url: str, **options: object) -> Iterator[Page]:
 
 @pytest.fixture
 def page(browser: Browser, server: RunningServer) -> Iterator[Page]:
-    yield from open_page(browser, server.url)
+    with open_page(browser, server.url) as page:
+        yield page
 
 
 @pytest.fixture
 def phone(browser: Browser, server: RunningServer) -> Iterator[Page]:
     size = {"width": 360, "height": 640}
-    yield from open_page(browser, server.url, viewport=size, has_touch=True, is_mobile=True, color_scheme="dark")
+    with open_page(browser, server.url, viewport=size, has_touch=True, is_mobile=True, color_scheme="dark") as page:
+        yield page
 
 
 def expect_cat(page: Page) -> None:
@@ -173,10 +183,12 @@ def test_text_called_jpg_shows_the_sentence_and_the_page_goes_on(page: Page, tmp
     fake.write_text("I am no photo")
     with page.expect_response("**/predict?*") as answered:
         page.locator("#photo").set_input_files(fake)
-    refusal = answered.value.json()
+    request_id = answered.value.header_value("x-request-id")
+    assert request_id
     alert = page.get_by_role("alert")
-    expect(alert).to_contain_text(refusal["error"][1:])
-    expect(alert).to_contain_text(refusal["request_id"])
+    expect(alert).to_have_text(
+        f"This is not an image that can be read; send JPEG, PNG, WebP, GIF, BMP or TIFF request {request_id}"
+    )
     expect(page.locator("#preview")).to_be_hidden()
     page.locator("#photo").set_input_files(CAT)
     expect_cat(page)
@@ -185,7 +197,7 @@ def test_text_called_jpg_shows_the_sentence_and_the_page_goes_on(page: Page, tmp
 
 def test_running_request_is_sent_once_and_aborted_by_the_next_photo(page: Page) -> None:
     held: list[Route] = []
-    page.route("**/predict?*", held.append)
+    page.route("**/predict?*", lambda route: held.append(route))
     with page.expect_request("**/predict?*"):
         page.locator("#photo").set_input_files(CAT)
     button = page.locator("#predict")
@@ -214,22 +226,24 @@ def test_copied_command_gives_the_same_answer(page: Page, server: RunningServer)
 
 
 def test_key_is_asked_for_after_401_and_kept_in_memory_only(browser: Browser, tmp_path: Path) -> None:
-    with running_server(tmp_path / "log", workers=1, HEADWAY_API_KEYS="open-sesame") as server:
-        for page in open_page(browser, server.url):
-            field = page.get_by_label("API key")
-            expect(field).to_be_focused()
-            field.fill("wrong")
-            field.press("Enter")
-            expect(page.get_by_role("alert")).to_contain_text("send a valid key")
-            expect(field).to_have_value("")
-            field.fill("open-sesame")
-            field.press("Enter")
-            expect(page.locator("#model")).to_have_value("efficientnet-lite0@1.1.0")
-            expect(field).to_be_hidden()
-            page.locator("#photo").set_input_files(CAT)
-            expect_cat(page)
-            assert "open-sesame" not in page.locator("#command").input_value()
-            assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
+    with (
+        running_server(tmp_path / "log", workers=1, HEADWAY_API_KEYS="open-sesame") as server,
+        open_page(browser, server.url) as page,
+    ):
+        field = page.get_by_label("API key")
+        expect(field).to_be_focused()
+        field.fill("wrong")
+        field.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("valid key")
+        expect(field).to_have_value("")
+        field.fill("open-sesame")
+        field.press("Enter")
+        expect(page.locator("#model")).to_have_value("efficientnet-lite0@1.1.0")
+        expect(field).to_be_hidden()
+        page.locator("#photo").set_input_files(CAT)
+        expect_cat(page)
+        assert "open-sesame" not in page.locator("#command").input_value()
+        assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
 
 
 def test_page_works_behind_a_root_path(browser: Browser, server: RunningServer) -> None:
