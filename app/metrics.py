@@ -53,12 +53,7 @@ class Metrics:
 
     def __init__(self, directory: Path | None = None, slot: int = 0) -> None:
         self._directory = directory
-        if directory is None:
-            values.ValueClass = values.MutexValue
-        else:
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
-            # Slots, not process ids: a replacement goes on with the counters of the worker that died.
-            values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
+        _choose_storage(directory, slot)
         self._registry = registry = CollectorRegistry()
         self._models: dict[tuple[str, str], ModelMetrics] = {}
         by_version = ("model", "version")
@@ -133,3 +128,13 @@ class Metrics:
 
     def _gauge(self, name: str, documentation: str, labels: tuple[str, ...], mode: str) -> Gauge:
         return Gauge(name, documentation, labels, registry=self._registry, multiprocess_mode=mode)  # type: ignore[arg-type]
+
+
+def _choose_storage(directory: Path | None, slot: int) -> None:
+    """Where the values of metrics built from now on live: in this process, or in the files of a slot."""
+    if directory is None:
+        values.ValueClass = values.MutexValue
+        return
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+    # Slots, not process ids: a replacement goes on with the counters of the worker that died.
+    values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]

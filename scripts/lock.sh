@@ -3,14 +3,14 @@
 # every platform, and no index named. An environment that is behind its file is set up again by the next `make`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check uv
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+python3 -m venv "$folder/venv"
+"$folder/venv/bin/pip" install --quiet --disable-pip-version-check uv
 compile() {
     local target=$1
     shift
-    "$work/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+    "$folder/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
         --no-emit-find-links --no-annotate --custom-compile-command "make lock" "$@" -o "$target" pyproject.toml
 }
 # setuptools builds the project itself, without a second environment.
@@ -18,7 +18,7 @@ compile requirements/server.txt --extra build
 compile requirements/test.txt --extra build --extra test
 # torch and what only its CUDA build needs stay out: setup.sh installs the CPU build by its version, whose digest differs
 # from platform to platform.
-compile "$work/recipes.txt" --extra build --extra recipes
-unwanted=$(grep -oE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' "$work/recipes.txt" | tr -d '=' | sort -u)
+compile "$folder/recipes.txt" --extra build --extra recipes
+unwanted=$(grep -oE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' "$folder/recipes.txt" | tr -d '=' | sort -u)
 # shellcheck disable=SC2046,SC2086
 compile requirements/recipes.txt --extra build --extra recipes $(printf -- '--no-emit-package %s ' $unwanted)
