@@ -5,7 +5,7 @@ const STAGES = ["decode", "queue", "preprocess", "inference", "postprocess"];
 const DRAW = "Draw a digit to see how it is read.";
 const $ = (id) => document.getElementById(id);
 
-// The key lives here and nowhere else: no storage, no cookie.
+// The key lives here alone: no storage, no cookie.
 const state = { choices: [], choice: null, pane: null, photo: null, key: "", running: null };
 
 /** An answer that is an error: the API's sentence, with the id under which the server logged it. */
@@ -54,11 +54,11 @@ function readRows() {
   }
 }
 
-/** Sends what stands in the pane. A request that is still running is aborted. */
+/** Sends what stands in the pane. One that is still running is aborted. */
 async function predict() {
   stop();
   const running = (state.running = new AbortController());
-  // Most answers are there before the eye could read that one is awaited.
+  // Most answers come before the eye could read this.
   const timer = setTimeout(() => showBusy(true), 150);
   try {
     const request = buildRequest();
@@ -155,8 +155,9 @@ function showPane(pane, invitation) {
 
 // --- photo
 
-function choosePhoto(file) {
+async function choosePhoto(file) {
   if (!file) return;
+  await loaded;
   const fitting = [state.choice, ...state.choices].find((choice) => choice?.kind === "image");
   if (!fitting) return showError(new Error("No image model is ready on this server."));
   if (fitting !== state.choice) {
@@ -496,4 +497,4 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   drawing.paint();
   showGrid();
 });
-loadModels();
+const loaded = loadModels();

@@ -11,7 +11,6 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -79,31 +78,34 @@ def p99(seconds: list[float]) -> float:
 
 
 def test_hostile_images_do_not_slow_a_neighbour(tmp_path: Path, cat: bytes) -> None:
-    """The neighbour's p99 beside each hostile kind stays under 3 × its p99 beside ordinary photos at the same rate."""
+    """The neighbour's p99 beside each hostile kind stays under 3 × its p99 beside ordinary photos at the same rate.
+
+    The median of three rounds, each with both in turn: the machine may be busy with something else.
+    """
     with running_server(tmp_path / "log", workers=2) as server:
-        calm = p99(beside(server, lambda: cat, cat))
         for make in HOSTILE:
             hostile = make()
-            ratio = p99(beside(server, lambda data=hostile: data, cat)) / calm
+            ratios = [p99(beside(server, hostile, cat)) / p99(beside(server, cat, cat)) for _ in range(3)]
+            ratio = statistics.median(ratios)
             print(f"p99 beside {make.__name__} ({len(hostile):,} bytes): {ratio:.2f} × that beside photos")
             assert ratio < 3, make.__name__
 
 
-def beside(server: RunningServer, make: Callable[[], bytes], photo: bytes) -> list[float]:
-    """The latencies of good requests while one other caller sends `make()` twenty times a second."""
+def beside(server: RunningServer, other: bytes, photo: bytes) -> list[float]:
+    """The latencies of good requests while one other caller sends `other` twenty times a second."""
     stop = threading.Event()
 
     def pester() -> None:
         with httpx.Client(timeout=PATIENCE_SECONDS) as client:
             while not stop.is_set():
                 with contextlib.suppress(httpx.TransportError):
-                    client.post(f"{server.url}/predict", content=make(), headers={"content-type": "image/x"})
+                    client.post(f"{server.url}/predict", content=other, headers={"content-type": "image/x"})
                 time.sleep(0.05)
 
     thread = threading.Thread(target=pester)
     thread.start()
     try:
-        return latencies(server.url, photo, 400)
+        return latencies(server.url, photo, 200)
     finally:
         stop.set()
         thread.join()

@@ -136,6 +136,16 @@ def test_dropped_or_pasted_photo_goes_to_the_image_model(page: Page, event: str)
     expect(page.locator("#model")).to_have_value("efficientnet-lite0@1.1.0")
 
 
+def test_photo_dropped_before_the_models_are_listed_is_not_lost(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/models", lambda route: held.append(route))
+    with page.expect_request("**/models"):
+        page.reload()
+    transfer_cat(page, "drop")
+    held[0].continue_()
+    expect_cat(page)
+
+
 def test_drawn_stroke_is_read_as_one(page: Page) -> None:
     choose_digits(page)
     box = page.locator("#canvas").bounding_box()
@@ -160,6 +170,7 @@ def test_drawn_stroke_is_read_as_one(page: Page) -> None:
 
 
 def test_keyboard_alone_suffices(page: Page) -> None:
+    expect(page.get_by_label("Model", exact=True)).to_be_enabled()
     page.get_by_label("Model", exact=True).focus()
     page.keyboard.press("d")  # the first option that begins so
     expect(page.locator("#canvas")).to_be_visible()
