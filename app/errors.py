@@ -38,6 +38,7 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
 from __future__ import annotations
 
 import json
+import math
 from typing import ClassVar
 
 
@@ -175,7 +176,14 @@ class Unavailable(HeadwayError):
 
 
 class Overloaded(Unavailable):
+    """`wait_seconds` is the estimate of what waits. The connection is closed, so that the caller is dealt anew."""
+
     code = "overloaded"
+    headers = (("connection", "close"),)
+
+    def __init__(self, message: str, wait_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = max(1, math.ceil(wait_seconds))
 
 
 class Draining(Unavailable):

@@ -86,6 +86,7 @@ def create_app(
         max_items=settings.max_items,
         deadline_ms=settings.deadline_ms,
         max_deadline_ms=settings.max_deadline_ms,
+        trusts_priority=settings.trust_priority,
     )
     readiness = Readiness(registry, draining or threading.Event(), strict=settings.strict)
     for api in (predict, CatalogApi(registry), OperationsApi(readiness, metrics), UiApi()):

@@ -55,6 +55,7 @@ class Settings(BaseSettings):
     body_timeout_seconds: float = Field(30, gt=0, description="Time to receive a whole body; then 408.")
     deadline_ms: int = Field(10_000, ge=1, description="Time to answer, from the last byte of the body; then 504.")
     max_deadline_ms: int = Field(60_000, ge=1, description="Largest deadline that a caller may ask for.")
+    trust_priority: bool = Field(False, description="Heed Headway-Priority; else every caller could call itself high.")
     drain_seconds: float | None = Field(
         None,
         ge=0,

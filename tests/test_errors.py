@@ -73,6 +73,10 @@ def test_render() -> None:
 
 
 def test_error_headers() -> None:
-    assert error_headers(Overloaded("x")) == [("content-type", "application/json"), ("retry-after", "1")]
+    assert error_headers(Overloaded("x", 2.5)) == [
+        ("content-type", "application/json"),
+        ("connection", "close"),
+        ("retry-after", "3"),
+    ]
     assert ("www-authenticate", 'Bearer realm="headway"') in error_headers(Unauthorized("x"))
     assert ("allow", "GET, HEAD") in error_headers(MethodNotAllowed("x", "GET, HEAD"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pybase64
@@ -23,7 +24,9 @@ from app.api.application import RawRoute
 from app.api.body import BodyReader
 from app.api.context import RequestContext, context_of
 from app.api.examples import PREDICT_BODY, PREDICT_RESPONSES
+from app.api.peek import peek_json, peek_query
 from app.api.schemas import DEFAULT_TOP_K, PredictRequest
+from app.engine.batcher import Priority
 from app.engine.call import Answer, Call
 from app.engine.inference import Inference
 from app.errors import (
@@ -36,11 +39,14 @@ from app.errors import (
 )
 from app.metrics import Metrics
 from app.processing.tensor import tensors_to_json
+from app.registry.lifecycle import Resolved
 from app.registry.manifest import RegressionAnswer
 from app.registry.servable import Content, Item
 from app.registry.versions import ModelRef
 
 PROTOCOL = "predict"
+# In a request's scope: what the server calls when the client leaves (app/server/protocol.py).
+LEAVE_KEY = "headway.leave"
 _request_adapter = TypeAdapter(PredictRequest)
 _CONTENT_TYPES = "application/json, multipart/form-data or image/*"
 
@@ -55,6 +61,7 @@ class PredictApi:
         max_items: int,
         deadline_ms: int,
         max_deadline_ms: int,
+        trusts_priority: bool,
     ) -> None:
         self._inference = inference
         self._bodies = bodies
@@ -62,6 +69,7 @@ class PredictApi:
         self._max_items = max_items
         self._deadline_ms = deadline_ms
         self._max_deadline_ms = max_deadline_ms
+        self._trusts_priority = trusts_priority
 
     def add_routes(self, router: APIRouter) -> None:
         router.add_api_route(
@@ -81,37 +89,66 @@ class PredictApi:
         context.protocol = PROTOCOL
         body = await self._bodies.read(request)
         arrived = time.monotonic()
+        deadline_ms = self._requested_ms(request.headers)
+        priority = self._priority(request.headers)
+        if self._inference.is_busy:
+            self._check_room(request, body, deadline_ms, priority)
         wire = await self._parse(request, body)
         if wire.images is not None and len(wire.images) > self._max_items:
             raise BodyTooLarge(f"{len(wire.images)} images in one request; send at most {self._max_items}")
-        deadline_ms = self._requested_ms(request.headers)
         content = wire.content()
         routing_key = _routing_key(request.headers)
         decoded = time.monotonic()
         resolved = self._inference.resolve(_parse_ref(wire.model), content.kind, routing_key)
-        servable = resolved.servable
-        context.model, context.version, context.alias = servable.name, servable.version, resolved.alias
-        deadline_ms = min(deadline_ms, servable.manifest.limits.deadline_ms or deadline_ms)
+        limit_ms = resolved.servable.manifest.limits.deadline_ms or deadline_ms
         call = Call(
             inputs=content,
-            deadline=arrived + deadline_ms / 1e3,
+            deadline=arrived + min(deadline_ms, limit_ms) / 1e3,
             is_plural=wire.images is not None,
             top_k=wire.top_k,
             routing_key=routing_key,
             request_id=context.request_id,
+            priority=priority,
+            on_admitted=partial(request.scope.__setitem__, LEAVE_KEY),
         )
+        answer = await self._answer(call, resolved, context)
+        answer.timings.decode = decoded - arrived
+        context.timings = answer.timings
+        kind = resolved.servable.manifest.answer
+        unit = kind.unit if isinstance(kind, RegressionAnswer) else None
+        content_bytes, status = render_answer(answer, context, is_plural=wire.image is None, unit=unit)
+        return Response(content_bytes, status, {"server-timing": _server_timing(context)}, "application/json")
+
+    async def _answer(self, call: Call, resolved: Resolved, context: RequestContext) -> Answer:
+        servable = resolved.servable
+        context.model, context.version, context.alias = servable.name, servable.version, resolved.alias
         gauge = self._metrics.model(servable.name, servable.version).in_flight
         gauge.inc()
         try:
-            answer = await self._inference.predict(call, resolved)
+            return await self._inference.predict(call, resolved)
         finally:
             gauge.dec()
-        answer.timings.decode = decoded - arrived
-        context.timings = answer.timings
-        regression = servable.manifest.answer
-        unit = regression.unit if isinstance(regression, RegressionAnswer) else None
-        body, status = render_answer(answer, context, is_plural=wire.image is None, unit=unit)
-        return Response(body, status, {"server-timing": _server_timing(context)}, "application/json")
+
+    def _check_room(self, request: Request, body: bytes, deadline_ms: int, priority: Priority) -> None:
+        """Refuse what cannot be answered in time before it is parsed; what cannot be told yet goes on."""
+        media_type = request.headers.get("content-type", "")
+        ref, kind = peek_json(body)
+        if media_type.startswith("image/"):
+            ref, kind = peek_query(request.query_params), "image"
+        try:
+            resolved = self._inference.resolve(ref, kind)
+        except HeadwayError:
+            return
+        servable = resolved.servable
+        context = context_of(request.scope)
+        context.model, context.version, context.alias = servable.name, servable.version, resolved.alias
+        self._inference.check_room(resolved, deadline_ms / 1e3, priority)
+
+    def _priority(self, headers: Headers) -> Priority:
+        text = headers.get("headway-priority", "normal").lower()
+        if text not in ("high", "normal"):
+            raise MalformedRequest("Headway-Priority is high or normal")
+        return Priority.HIGH if text == "high" and self._trusts_priority else Priority.NORMAL
 
     async def _parse(self, request: Request, body: bytes) -> _Wire:
         content_type = request.headers.get("content-type", "application/json")

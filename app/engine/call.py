@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from app.engine.batcher import Priority
 from app.errors import HeadwayError
 from app.registry.servable import Content, Item
 from app.tensors import Tensors
@@ -31,7 +33,9 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`deadline` is in time.monotonic() seconds. `outputs` None asks for all, and for labels where there are any.
+    """`on_admitted` is called with a function that gives the call up: what has not begun is not computed.
+
+    `deadline` is in time.monotonic() seconds. `outputs` None asks for all, and for labels where there are any.
 
     Of a plural call an item that fails is its error in the answer; else the error is raised.
     """
@@ -43,6 +47,8 @@ class Call:
     top_k: int = 5
     routing_key: bytes | None = None
     request_id: str = ""
+    priority: Priority = Priority.NORMAL
+    on_admitted: Callable[[Callable[[], None]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from app.engine.batcher import Batcher
+from app.engine.batcher import Batcher, Priority
 from app.engine.call import Answer, Call, Timings
-from app.errors import HeadwayError, InvalidContent
+from app.errors import ClientClosed, HeadwayError, InvalidContent
 from app.metrics import Metrics
 from app.registry.lifecycle import Registry, Resolved
 from app.registry.servable import Content, ContentKind, Item, Servable
@@ -51,7 +51,16 @@ class Inference:
             raise RuntimeError("this Inference was made without a batcher; use predict_now")
         servable = resolved.servable
         works = _works(servable, call)
-        futures = self._batcher.submit(servable.name, works, call.deadline, limit=servable.manifest.limits.queue)
+        futures = self._batcher.submit(
+            servable.name,
+            works,
+            call.deadline,
+            servable.manifest.limits.queue,
+            priority=call.priority,
+            guess_seconds=servable.warm_seconds,
+        )
+        if call.on_admitted is not None:
+            call.on_admitted(partial(_give_up, futures))
         results = await asyncio.gather(*futures, return_exceptions=True)
         if self._metrics is not None:
             batch_size = self._metrics.model(servable.name, servable.version).batch_size
@@ -59,6 +68,17 @@ class Inference:
                 if isinstance(result, _Part):
                     batch_size.observe(result.rows)
         return _assemble(call, resolved, results)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything waits for a thread."""
+        return self._batcher is not None and self._batcher.is_busy
+
+    def check_room(self, resolved: Resolved, seconds: float, priority: Priority = Priority.NORMAL) -> None:
+        """Raises Overloaded where a call with so many seconds left would be refused; for a look before parsing."""
+        if self._batcher is not None:
+            servable = resolved.servable
+            self._batcher.check_room(servable.name, seconds, servable.manifest.limits.queue, priority)
 
     def predict_now(self, call: Call, resolved: Resolved) -> Answer:
         """Answer a call in this thread, with no queue."""
@@ -69,6 +89,12 @@ class Inference:
             except HeadwayError as exc:
                 results.append(exc)
         return _assemble(call, resolved, results)
+
+
+def _give_up(futures: list[asyncio.Future[_Part]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(ClientClosed("the caller left before its answer was ready"))
 
 
 def _works(servable: Servable, call: Call) -> list[Callable[[float], _Part]]:

@@ -103,6 +103,7 @@ def _warm_up(servable: Servable) -> None:
     Raises RegistryError where the model fails, or gives what its manifest does not say.
     """
     for _ in range(2):
+        started = time.monotonic()
         if servable.kind == "image":
             tensors = servable.prepare("image", _grey_photo())
         else:
@@ -114,6 +115,7 @@ def _warm_up(servable: Servable) -> None:
             raise RegistryError(f"{path}: fails on a trial run, so it cannot serve: {exc}") from exc
         servable.check_outputs(outputs)
         servable.answer(outputs, 1)
+        servable.warm_seconds = time.monotonic() - started
 
 
 def _grey_photo() -> bytes:

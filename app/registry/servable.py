@@ -51,6 +51,7 @@ class Servable:
         self.runtime = runtime
         self.name = manifest.name
         self.version = manifest.version
+        self.warm_seconds = 0.0  # of one run of the whole path once warm; set by warm-up
         self._check_signature()
         self._input_specs = manifest.input_specs
         self._image_input = manifest.inputs[0].name

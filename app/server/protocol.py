@@ -26,6 +26,9 @@ from app.server.cycle import HeadwayCycle, build_error
 # connection, and the client would see that instead of the answer.
 LINGER_SECONDS = 2.0
 
+# In a request's scope: what the application wants called when the client leaves before its answer.
+LEAVE_KEY = "headway.leave"
+
 logger = logging.getLogger("headway.server")
 
 
@@ -74,6 +77,10 @@ class HeadwayProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
         self.shared.on_connection_lost()
+        if self.cycle is not None and not self.cycle.response_complete:
+            leave: Any = self.cycle.scope.get(LEAVE_KEY)
+            if leave is not None:
+                leave()
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
