@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test check verify lock recipes clean
+.PHONY: help serve test check verify bench bench-quick lock recipes clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -26,6 +26,16 @@ check: ## format, lint, types and tests: what CI runs
 verify: ## what takes too long for check; writes docs/verification/
 	@PYTHON=$(PYTHON) scripts/setup.sh test
 	@scripts/verify.sh
+
+bench: ## the benchmark, to docs/benchmarks/benchmark.*; needs a quiet machine
+	@PYTHON=$(PYTHON) scripts/setup.sh test
+	@scripts/debian.sh wrk:wrk hey:hey
+	@$(BIN)/python -m bench.run
+
+bench-quick: ## the same in under three minutes, without overload
+	@PYTHON=$(PYTHON) scripts/setup.sh test
+	@scripts/debian.sh wrk:wrk hey:hey
+	@$(BIN)/python -m bench.run --quick
 
 lock: ## make requirements/*.txt anew from pyproject.toml
 	@scripts/lock.sh

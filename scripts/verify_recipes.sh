@@ -9,8 +9,8 @@ VENV=.venv-recipes scripts/setup.sh recipes
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 .venv-recipes/bin/python recipes/efficientnet_lite0.py --calibration "$labelled/calibration" \
-    --evaluation "$labelled/evaluation" --models "$work"
-.venv-recipes/bin/python recipes/digits.py --models "$work"
+    --evaluation "$labelled/evaluation" --models "$work" | sed "s#$work/##"
+.venv-recipes/bin/python recipes/digits.py --models "$work" | sed "s#$work/##"
 for model in efficientnet-lite0/1.1.0 digits/1.0.0 digits/1.1.0; do
     cmp "$work/$model/model.onnx" "models/$model/model.onnx" && echo "$model: the same digest"
 done
