@@ -29,12 +29,12 @@ verify: ## what takes too long for check; writes docs/verification/
 
 bench: ## the benchmark, to docs/benchmarks/benchmark.*; needs a quiet machine
 	@PYTHON=$(PYTHON) scripts/setup.sh test
-	@scripts/debian.sh wrk:wrk hey:hey
+	@scripts/debian.sh wrk:wrk
 	@$(BIN)/python -m bench.run
 
-bench-quick: ## the same in under three minutes, without overload
+bench-quick: ## the same in under three minutes
 	@PYTHON=$(PYTHON) scripts/setup.sh test
-	@scripts/debian.sh wrk:wrk hey:hey
+	@scripts/debian.sh wrk:wrk
 	@$(BIN)/python -m bench.run --quick
 
 lock: ## make requirements/*.txt anew from pyproject.toml

@@ -2,55 +2,85 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
-import logging.handlers
-import queue
 import sys
+import threading
 import time
+from collections import deque
 from typing import Any, Literal
+
+Style = Literal["auto", "json", "text"]
+
+_FLUSH_SECONDS = 0.2
+_MOST_PENDING = 20_000
 
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, made by json.dumps."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= getattr(record, "access", {})
+        line = _json_head(record.created, record.levelname.lower(), record.name, record.getMessage())
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
 class TextFormatter(logging.Formatter):
-    """`12:00:00 warning  message`; an access line reads `POST /predict 200 12.3 ms digits@1.1.0`."""
+    """`12:00:00 warning  message`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
-        access = getattr(record, "access", None)
-        if access:
-            model = f" {access['model']}@{access['version']}" if "model" in access else ""
-            error = f" {access['error_code']}" if "error_code" in access else ""
-            message = f"{access['method']} {access['path']} {access['status']} {access['duration_ms']} ms{model}{error}"
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        text = f"{clock} {record.levelname.lower():8}{message}"
+        text = _text_line(record.created, record.levelname.lower(), record.getMessage())
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
-def configure_logging(level: str, style: Literal["auto", "json", "text"]) -> None:
-    """Send the log of this process to stderr. Called once in the master and once in each worker.
+class AccessLog:
+    """One line for each answered request, written by a thread of its own, many at a time.
 
-    Lines are written by a thread of their own: a reader of stderr that stalls must not stall the event loop.
+    A reader of stderr that stalls cannot stall the event loop, and no request wakes a thread: waking one for each
+    line cost 8 % of the throughput of photos. Past 20,000 pending lines the oldest are dropped.
     """
-    is_text = style == "text" or (style == "auto" and sys.stderr.isatty())
+
+    def __init__(self, style: Style) -> None:
+        self._render = _access_text if _is_text(style) else _access_json
+        self._pending: deque[tuple[float, dict[str, Any]]] = deque(maxlen=_MOST_PENDING)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def record(self, line: dict[str, Any]) -> None:
+        """`line` has method, path, status and duration_ms, and what else is known."""
+        self._pending.append((time.time(), line))
+
+    def close(self) -> None:
+        """Write what is pending, waiting two seconds at most."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(2)
+
+    def _run(self) -> None:
+        while not self._closing.wait(_FLUSH_SECONDS):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        lines = []
+        while self._pending:
+            lines.append(self._render(*self._pending.popleft()))
+        if lines:
+            try:
+                sys.stderr.write("\n".join(lines) + "\n")
+                sys.stderr.flush()
+            except (OSError, ValueError):
+                return  # nobody reads stderr any more: there is no other place to say so
+
+
+def configure_logging(level: str, style: Style) -> None:
+    """Send the log of this process to stderr. Called once in the master and once in each worker."""
     stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(TextFormatter() if is_text else JsonFormatter())
+    stream.setFormatter(TextFormatter() if _is_text(style) else JsonFormatter())
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)
@@ -60,23 +90,32 @@ def configure_logging(level: str, style: Literal["auto", "json", "text"]) -> Non
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
-class _AccessQueue(logging.handlers.QueueHandler):
-    """Drops a line rather than wait: 10,000 may be pending."""
-
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record  # never leaves this process, so nothing has to be picklable
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """The queue is full: the line is lost, the request is not."""
+def _is_text(style: Style) -> bool:
+    return style == "text" or (style == "auto" and sys.stderr.isatty())
 
 
-def write_access_log_in_background() -> logging.handlers.QueueListener:
-    """Take the access log off the event loop; call `stop()` on the result to write what is pending."""
-    lines: queue.Queue[logging.LogRecord] = queue.Queue(10_000)
-    access = logging.getLogger("headway.access")
-    access.handlers = [_AccessQueue(lines)]
-    access.propagate = False
-    listener = logging.handlers.QueueListener(lines, *logging.getLogger().handlers)
-    listener.start()
-    atexit.register(lambda: listener.stop() if listener._thread else None)
-    return listener
+def _json_head(created: float, level: str, name: str, message: str) -> dict[str, Any]:
+    clock = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created))
+    return {
+        "time": f"{clock}.{int(created % 1 * 1000):03d}Z",
+        "level": level,
+        "logger": name,
+        "message": message,
+    }
+
+
+def _text_line(created: float, level: str, message: str) -> str:
+    return f"{time.strftime('%H:%M:%S', time.localtime(created))} {level:8}{message}"
+
+
+def _access_json(created: float, line: dict[str, Any]) -> str:
+    return json.dumps(_json_head(created, "info", "headway.access", "request") | line, ensure_ascii=False, default=str)
+
+
+def _access_text(created: float, line: dict[str, Any]) -> str:
+    """`12:00:00 info    POST /predict 200 12.3 ms digits@1.1.0`."""
+    model = f" {line['model']}@{line['version']}" if "version" in line else ""
+    error = f" {line['error_code']}" if "error_code" in line else ""
+    path = line["path"].encode("unicode_escape").decode("ascii")
+    message = f"{line['method']} {path} {line['status']} {line['duration_ms']} ms{model}{error}"
+    return _text_line(created, "info", message)

@@ -27,7 +27,7 @@ from app.engine.batcher import Batcher
 from app.engine.cpu import choose_sizing, cpu_allowance, cpu_features, memory_limit_bytes
 from app.engine.inference import Inference
 from app.engine.readiness import Flag, Readiness
-from app.logs import configure_logging, write_access_log_in_background
+from app.logs import AccessLog, configure_logging
 from app.metrics import Metrics
 from app.registry.lifecycle import Registry
 from app.registry.store import Store
@@ -56,11 +56,12 @@ def create_app(
     registry = Registry(Store(settings.models, settings.releases), cpu_features=cpu_features())
     batcher = Batcher(threads, metrics)
     inference = Inference(registry, batcher, metrics)
+    access_log = AccessLog(settings.log_format)
     bodies = BodyReader(settings.max_body_bytes, _inflight_bytes(settings) // workers, settings.body_timeout_seconds)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        access_log = write_access_log_in_background()
+        access_log.start()
         await asyncio.to_thread(registry.load)
         _publish_states(registry, metrics)
         try:
@@ -68,7 +69,7 @@ def create_app(
         finally:
             await asyncio.to_thread(batcher.close)
             registry.close()
-            access_log.stop()
+            access_log.close()
 
     application = Application(
         title="Headway",
@@ -91,7 +92,7 @@ def create_app(
     readiness = Readiness(registry, draining or threading.Event(), strict=settings.strict)
     for api in (predict, CatalogApi(registry), OperationsApi(readiness, metrics), UiApi()):
         api.add_routes(application.router)
-    _add_middleware(application, settings, Recorder(metrics, settings.access_log_sample, bodies.release))
+    _add_middleware(application, settings, Recorder(metrics, access_log, settings.access_log_sample, bodies.release))
     return application
 
 

@@ -19,13 +19,13 @@ _PACKAGES = ("onnxruntime", "numpy", "pillow", "fastapi", "uvicorn", "gunicorn",
 Figures = dict[str, dict[str, dict[str, float]]]
 
 
-def write_report(name: str, medians: Figures, overload: list[dict[str, float]], options: argparse.Namespace) -> None:
+def write_report(name: str, medians: Figures, options: argparse.Namespace) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     about = _about(options)
-    data = {"about": about, "medians": medians, "overload": overload}
+    data = {"about": about, "medians": medians}
     (FOLDER / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     (FOLDER / f"{name}.svg").write_text(_chart(medians), encoding="utf-8")
-    page = _page(name, about, medians, overload)
+    page = _page(name, about, medians)
     (FOLDER / f"{name}.md").write_text(page, encoding="utf-8")
     print(page)
 
@@ -46,7 +46,7 @@ def _about(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _page(name: str, about: dict[str, Any], medians: Figures, overload: list[dict[str, float]]) -> str:
+def _page(name: str, about: dict[str, Any], medians: Figures) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
     lines = [
         f"# Benchmark: {name}",
@@ -65,8 +65,6 @@ def _page(name: str, about: dict[str, Any], medians: Figures, overload: list[dic
         if "process" in figures:
             process = figures["process"]
             lines.append(f"| {target} | {process['ready_seconds']:.2f} s | {process['worker_mb']:.0f} MB |")
-    if overload:
-        lines += ["", "## (e) overload with workload (a), open loop, deadline 2 s", "", *_overload_table(overload)]
     return "\n".join(lines) + "\n"
 
 
@@ -82,21 +80,6 @@ def _table(rows: dict[str, dict[str, float]]) -> list[str]:
         lines.append(
             f"| {target} | {figures['per_second']:.0f} | {own / figures['per_second']:.2f} × | {' | '.join(latencies)} "
             f"| {figures['cpu_us']:.0f} µs | {errors} |"
-        )
-    return lines
-
-
-def _overload_table(rows: list[dict[str, float]]) -> list[str]:
-    base = next(row["goodput_per_second"] for row in rows if row["factor"] == 1.0)
-    lines = [
-        "| offered | answered/s | of that at 1 × | p50 | p99 | refused | errors |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['factor']:g} × ({row['offered_per_second']:.0f}/s) | {row['goodput_per_second']:.0f} "
-            f"| {row['goodput_per_second'] / base:.2f} | {row['p50_ms']:.0f} ms | {row['p99_ms']:.0f} ms "
-            f"| {row['refused']:.0f} | {row['errors']:.0f} |"
         )
     return lines
 

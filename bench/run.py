@@ -11,19 +11,16 @@ import os
 import statistics
 import tempfile
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench.limit import measure_limit
-from bench.load import closed_loop, open_loop
+from bench.load import closed_loop
 from bench.report import write_report
 from bench.targets import Running, Target, headway, plain_fastapi, running
 from bench.workloads import Workload, workloads, write_registry
 
 CONNECTIONS = 16
-OVERLOAD_FACTORS = (0.5, 1.0, 2.0, 3.0)
-OVERLOAD_DEADLINE_MS = 2000
 LIMIT = "in-process limit"
 
 
@@ -41,8 +38,7 @@ def main() -> None:
             rounds.append({target.name: _measure(target, cases, options.seconds, root) for target in ordered})
             rounds[-1][LIMIT] = _limit(root, cases, options.seconds)
             _say(number, rounds[-1])
-        overload = [] if options.quick else _overload(targets[0], cases["a"], options.seconds, root)
-    write_report(options.name, summarise(rounds), overload, options)
+    write_report(options.name, summarise(rounds), options)
 
 
 def summarise(rounds: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -90,19 +86,6 @@ def _limit(root: Path, cases: dict[str, Workload], seconds: float) -> dict[str, 
     return {"a": figures, "b": figures}
 
 
-def _overload(target: Target, case: Workload, seconds: float, root: Path) -> list[dict[str, float]]:
-    """Goodput at multiples of what the closed loop reached, in one process, the multiples in turn."""
-    rows = []
-    with running(target, root / "log") as server:
-        capacity = closed_loop(server.url, case.path, case, CONNECTIONS, seconds).per_second
-        for factor in OVERLOAD_FACTORS:
-            result = open_loop(
-                server.url, case.path, case, capacity * factor, 2 * seconds, timeout_ms=OVERLOAD_DEADLINE_MS
-            )
-            rows.append({"factor": factor, "goodput_per_second": result.goodput_per_second} | asdict(result))
-    return rows
-
-
 def _say(number: int, figures: dict[str, Any]) -> None:
     for target, by_workload in figures.items():
         text = ", ".join(
@@ -113,7 +96,7 @@ def _say(number: int, figures: dict[str, Any]) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="short rounds, no overload: under three minutes")
+    parser.add_argument("--quick", action="store_true", help="short rounds: under three minutes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=None, help="length of one measurement")
     parser.add_argument("--name", default=None, help="name of the report in docs/benchmarks/")

@@ -12,10 +12,10 @@ from typing import Any
 from starlette.types import Scope
 
 from app.api.context import RequestContext
+from app.logs import AccessLog
 from app.metrics import UNKNOWN, Metrics
 
 logger = logging.getLogger(__name__)
-access_logger = logging.getLogger("headway.access")
 
 _REJECTIONS = {
     "overloaded": "overload",
@@ -30,8 +30,11 @@ _REJECTIONS = {
 class Recorder:
     """Counts what was answered and writes the access log. `release` frees what the request held."""
 
-    def __init__(self, metrics: Metrics, sample: float, release: Callable[[RequestContext], None]) -> None:
+    def __init__(
+        self, metrics: Metrics, access_log: AccessLog, sample: float, release: Callable[[RequestContext], None]
+    ) -> None:
         self._metrics = metrics
+        self._access_log = access_log
         self._sample = sample
         self._release = release
 
@@ -42,7 +45,7 @@ class Recorder:
             if context.protocol is not None:
                 self._count(context, context.protocol, duration)
             if context.status >= 500 or (self._sample and random.random() < self._sample):
-                access_logger.info("request", extra={"access": _access_line(scope, context, duration)})
+                self._access_log.record(_access_line(scope, context, duration))
         except Exception:
             self._metrics.unrecorded.inc()
             logger.exception("recording request %s failed", context.request_id)
