@@ -6,49 +6,35 @@ The route reads the raw body and validates bytes: a pydantic body parameter cost
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pybase64
 from fastapi import APIRouter
-from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
-from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.application import RawRoute
 from app.api.body import BodyReader
+from app.api.content import parse_content
 from app.api.context import RequestContext, context_of
 from app.api.examples import PREDICT_BODY, PREDICT_RESPONSES
 from app.api.peek import peek_json, peek_query
-from app.api.schemas import DEFAULT_TOP_K, PredictRequest
 from app.engine.batcher import Priority
 from app.engine.call import Answer, Call
 from app.engine.inference import Inference
-from app.errors import (
-    BodyTooLarge,
-    HeadwayError,
-    InvalidContent,
-    InvalidImage,
-    MalformedRequest,
-    UnsupportedMediaType,
-)
+from app.errors import HeadwayError, MalformedRequest
 from app.metrics import Metrics
 from app.processing.tensor import tensors_to_json
 from app.registry.lifecycle import Resolved
 from app.registry.manifest import RegressionAnswer
-from app.registry.servable import Content, Item
+from app.registry.servable import Item
 from app.registry.versions import ModelRef
 
 PROTOCOL = "predict"
 # In a request's scope: what the server calls when the client leaves (app/server/protocol.py).
 LEAVE_KEY = "headway.leave"
-_request_adapter = TypeAdapter(PredictRequest)
-_CONTENT_TYPES = "application/json, multipart/form-data or image/*"
 
 
 class PredictApi:
@@ -93,9 +79,7 @@ class PredictApi:
         priority = self._priority(request.headers)
         if self._inference.is_busy:
             self._check_room(request, body, deadline_ms, priority)
-        wire = await self._parse(request, body)
-        if wire.images is not None and len(wire.images) > self._max_items:
-            raise BodyTooLarge(f"{len(wire.images)} images in one request; send at most {self._max_items}")
+        wire = await parse_content(request, body, self._max_items)
         content = wire.content()
         routing_key = _routing_key(request.headers)
         decoded = time.monotonic()
@@ -150,18 +134,6 @@ class PredictApi:
             raise MalformedRequest("Headway-Priority is high or normal")
         return Priority.HIGH if text == "high" and self._trusts_priority else Priority.NORMAL
 
-    async def _parse(self, request: Request, body: bytes) -> _Wire:
-        content_type = request.headers.get("content-type", "application/json")
-        media_type = content_type.partition(";")[0].strip().lower()
-        if media_type == "application/json" or media_type.endswith("+json"):
-            return _from_json(body)
-        if media_type.startswith("image/"):
-            return _from_raw(body, request)
-        if media_type == "multipart/form-data":
-            return await _from_multipart(body, request.headers, self._max_items)
-        hint = " (curl sends this unless told otherwise with -H)" if "urlencoded" in media_type else ""
-        raise UnsupportedMediaType(f"Content-Type {media_type!r}{hint} is not taken; send {_CONTENT_TYPES}")
-
     def _requested_ms(self, headers: Headers) -> int:
         text = headers.get("headway-timeout-ms")
         if text is None:
@@ -169,22 +141,6 @@ class PredictApi:
         if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= self._max_deadline_ms:
             raise MalformedRequest(f"Headway-Timeout-Ms must be a whole number from 1 to {self._max_deadline_ms}")
         return int(text)
-
-
-@dataclass(frozen=True, slots=True)
-class _Wire:
-    """A request of any content type, decoded: images are bytes, or the error that decoding one gave."""
-
-    image: bytes | None = None
-    images: list[bytes | HeadwayError] | None = None
-    inputs: Any = None
-    model: str | None = None
-    top_k: int = DEFAULT_TOP_K
-
-    def content(self) -> Content:
-        if self.inputs is not None:
-            return Content("tensor", (self.inputs,))
-        return Content("image", (self.image,) if self.image is not None else tuple(self.images or ()))
 
 
 def _parse_ref(model: str | None) -> ModelRef | None:
@@ -197,115 +153,6 @@ def _parse_ref(model: str | None) -> ModelRef | None:
 def _routing_key(headers: Headers) -> bytes | None:
     key = headers.get("headway-routing-key")
     return key.encode() if key else None
-
-
-def _from_json(body: bytes) -> _Wire:
-    if not body:
-        raise MalformedRequest('the body is empty; send JSON, as {"image": "<base64>"}')
-    try:
-        wire = _request_adapter.validate_json(body)
-    except ValidationError as exc:
-        raise MalformedRequest(_describe(exc)) from exc
-    return _Wire(
-        image=_decode_base64(wire.image) if wire.image is not None else None,
-        images=[_decode_or_error(text) for text in wire.images] if wire.images is not None else None,
-        inputs=wire.inputs,
-        model=wire.model,
-        top_k=wire.top_k,
-    )
-
-
-def _from_raw(body: bytes, request: Request) -> _Wire:
-    query = request.query_params
-    unknown = sorted(set(query) - {"model", "top_k"})
-    if unknown:
-        raise MalformedRequest(f"unknown query parameter {unknown[0]!r}; there are model and top_k")
-    return _Wire(image=body, model=query.get("model"), top_k=_parse_top_k(query.get("top_k")))
-
-
-async def _from_multipart(body: bytes, headers: Headers, max_items: int) -> _Wire:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-        yield b""
-
-    parser = MultiPartParser(headers, stream(), max_files=max_items, max_fields=8)
-    parser.spool_max_size = len(body) + 1  # already in memory: never write it to disk
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as exc:
-        message = getattr(exc, "message", None) or "the boundary is missing or wrong"
-        raise MalformedRequest(f"the multipart body cannot be read: {message}") from exc
-    try:
-        uploads, fields = await _read_form(form)
-    finally:
-        await form.close()
-    if not uploads:
-        raise MalformedRequest("the form has no file in the field 'image'; with curl: -F image=@photo.jpg")
-    top_k = _parse_top_k(fields.get("top_k"))
-    if len(uploads) == 1:
-        return _Wire(image=uploads[0], model=fields.get("model"), top_k=top_k)
-    return _Wire(images=list(uploads), model=fields.get("model"), top_k=top_k)
-
-
-async def _read_form(form: FormData) -> tuple[list[bytes], dict[str, str]]:
-    uploads: list[bytes] = []
-    fields: dict[str, str] = {}
-    for name, value in form.multi_items():
-        if name == "image" and isinstance(value, UploadFile):
-            uploads.append(await value.read())
-        elif name in ("model", "top_k") and isinstance(value, str):
-            fields[name] = value
-        else:
-            raise MalformedRequest(f"field {name!r} is not taken; send a file as 'image', and model and top_k")
-    return uploads, fields
-
-
-def _parse_top_k(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_TOP_K
-    if not text.isascii() or not text.isdigit() or not int(text[:9]) >= 1 or len(text) > 9:
-        raise MalformedRequest("top_k must be a whole number of at least 1")
-    return int(text)
-
-
-def _decode_base64(text: str) -> bytes:
-    """Base64 with or without line breaks, or a data: URL."""
-    if text.startswith("data:"):
-        header, comma, text = text.partition(",")
-        if not comma or not header.endswith(";base64"):
-            raise InvalidImage("the data: URL must be of the form data:image/jpeg;base64,…")
-    if not text:
-        raise InvalidImage("the image is empty; send the bytes of an image file as base64")
-    try:
-        return pybase64.b64decode(text, validate=True)
-    except ValueError:
-        pass
-    try:
-        return pybase64.b64decode("".join(text.split()), validate=True)
-    except ValueError as exc:
-        raise InvalidImage(
-            "the image is not base64 (A-Z, a-z, 0-9, +, / and = padding); encode the file's bytes"
-        ) from exc
-
-
-def _decode_or_error(text: str) -> bytes | HeadwayError:
-    try:
-        return _decode_base64(text)
-    except InvalidContent as exc:
-        return exc
-
-
-def _describe(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "json_invalid":
-        return f"the body is not valid JSON: {message.removeprefix('Invalid JSON: ')}"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {field!r}; the keys are {', '.join(PredictRequest.model_fields)}"
-    if problem["type"] == "model_type":
-        return 'the body must be a JSON object, as {"image": "<base64>"}'
-    return f"{field}: {message[:1].lower()}{message[1:]}" if field else message
 
 
 def render_answer(answer: Answer, context: RequestContext, *, is_plural: bool, unit: str | None) -> tuple[bytes, int]:

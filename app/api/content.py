@@ -1,0 +1,174 @@
+"""What a caller of /predict sends: JSON, a multipart upload or the bytes of an image, decoded to one shape."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import pybase64
+from pydantic import TypeAdapter, ValidationError
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from app.api.schemas import DEFAULT_TOP_K, PredictRequest
+from app.errors import (
+    BodyTooLarge,
+    HeadwayError,
+    InvalidContent,
+    InvalidImage,
+    MalformedRequest,
+    UnsupportedMediaType,
+)
+from app.registry.servable import Content
+
+_request_adapter = TypeAdapter(PredictRequest)
+_CONTENT_TYPES = "application/json, multipart/form-data or image/*"
+
+
+@dataclass(frozen=True, slots=True)
+class PredictContent:
+    """What was sent, of any content type, decoded: images are bytes, or the error that decoding one gave."""
+
+    image: bytes | None = None
+    images: list[bytes | HeadwayError] | None = None
+    inputs: Any = None
+    model: str | None = None
+    top_k: int = DEFAULT_TOP_K
+
+    def content(self) -> Content:
+        if self.inputs is not None:
+            return Content("tensor", (self.inputs,))
+        return Content("image", (self.image,) if self.image is not None else tuple(self.images or ()))
+
+
+async def parse_content(request: Request, body: bytes, max_items: int) -> PredictContent:
+    """Decode a body by its content type.
+
+    Raises UnsupportedMediaType, MalformedRequest, BodyTooLarge for more than `max_items` images, InvalidImage for a
+    single image that is not base64.
+    """
+    content_type = request.headers.get("content-type", "application/json")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == "application/json" or media_type.endswith("+json"):
+        content = _from_json(body)
+    elif media_type.startswith("image/"):
+        content = _from_raw(body, request)
+    elif media_type == "multipart/form-data":
+        content = await _from_multipart(body, request.headers, max_items)
+    else:
+        hint = " (curl sends this unless told otherwise with -H)" if "urlencoded" in media_type else ""
+        raise UnsupportedMediaType(f"Content-Type {media_type!r}{hint} is not taken; send {_CONTENT_TYPES}")
+    if content.images is not None and len(content.images) > max_items:
+        raise BodyTooLarge(f"{len(content.images)} images in one request; send at most {max_items}")
+    return content
+
+
+def _from_json(body: bytes) -> PredictContent:
+    if not body:
+        raise MalformedRequest('the body is empty; send JSON, as {"image": "<base64>"}')
+    try:
+        wire = _request_adapter.validate_json(body)
+    except ValidationError as exc:
+        raise MalformedRequest(_describe(exc)) from exc
+    return PredictContent(
+        image=_decode_base64(wire.image) if wire.image is not None else None,
+        images=[_decode_or_error(text) for text in wire.images] if wire.images is not None else None,
+        inputs=wire.inputs,
+        model=wire.model,
+        top_k=wire.top_k,
+    )
+
+
+def _from_raw(body: bytes, request: Request) -> PredictContent:
+    query = request.query_params
+    unknown = sorted(set(query) - {"model", "top_k"})
+    if unknown:
+        raise MalformedRequest(f"unknown query parameter {unknown[0]!r}; there are model and top_k")
+    return PredictContent(image=body, model=query.get("model"), top_k=_parse_top_k(query.get("top_k")))
+
+
+async def _from_multipart(body: bytes, headers: Headers, max_items: int) -> PredictContent:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+        yield b""
+
+    parser = MultiPartParser(headers, stream(), max_files=max_items, max_fields=8)
+    parser.spool_max_size = len(body) + 1  # already in memory: never write it to disk
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as exc:
+        message = getattr(exc, "message", None) or "the boundary is missing or wrong"
+        raise MalformedRequest(f"the multipart body cannot be read: {message}") from exc
+    try:
+        uploads, fields = await _read_form(form)
+    finally:
+        await form.close()
+    if not uploads:
+        raise MalformedRequest("the form has no file in the field 'image'; with curl: -F image=@photo.jpg")
+    top_k = _parse_top_k(fields.get("top_k"))
+    if len(uploads) == 1:
+        return PredictContent(image=uploads[0], model=fields.get("model"), top_k=top_k)
+    return PredictContent(images=list(uploads), model=fields.get("model"), top_k=top_k)
+
+
+async def _read_form(form: FormData) -> tuple[list[bytes], dict[str, str]]:
+    uploads: list[bytes] = []
+    fields: dict[str, str] = {}
+    for name, value in form.multi_items():
+        if name == "image" and isinstance(value, UploadFile):
+            uploads.append(await value.read())
+        elif name in ("model", "top_k") and isinstance(value, str):
+            fields[name] = value
+        else:
+            raise MalformedRequest(f"field {name!r} is not taken; send a file as 'image', and model and top_k")
+    return uploads, fields
+
+
+def _parse_top_k(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_TOP_K
+    if not text.isascii() or not text.isdigit() or not int(text[:9]) >= 1 or len(text) > 9:
+        raise MalformedRequest("top_k must be a whole number of at least 1")
+    return int(text)
+
+
+def _decode_base64(text: str) -> bytes:
+    """Base64 with or without line breaks, or a data: URL."""
+    if text.startswith("data:"):
+        header, comma, text = text.partition(",")
+        if not comma or not header.endswith(";base64"):
+            raise InvalidImage("the data: URL must be of the form data:image/jpeg;base64,…")
+    if not text:
+        raise InvalidImage("the image is empty; send the bytes of an image file as base64")
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except ValueError:
+        pass
+    try:
+        return pybase64.b64decode("".join(text.split()), validate=True)
+    except ValueError as exc:
+        raise InvalidImage(
+            "the image is not base64 (A-Z, a-z, 0-9, +, / and = padding); encode the file's bytes"
+        ) from exc
+
+
+def _decode_or_error(text: str) -> bytes | HeadwayError:
+    try:
+        return _decode_base64(text)
+    except InvalidContent as exc:
+        return exc
+
+
+def _describe(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "json_invalid":
+        return f"the body is not valid JSON: {message.removeprefix('Invalid JSON: ')}"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {field!r}; the keys are {', '.join(PredictRequest.model_fields)}"
+    if problem["type"] == "model_type":
+        return 'the body must be a JSON object, as {"image": "<base64>"}'
+    return f"{field}: {message[:1].lower()}{message[1:]}" if field else message
