@@ -71,3 +71,8 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
             return found[1].decode()
         time.sleep(0.02)
     raise AssertionError(f"headway serve did not start:\n{log.read_text()}")
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -37,8 +37,8 @@ class RawRoute(APIRoute):
 
 
 class Application(FastAPI):
-    """Errors of every kind are rendered by the outermost of `user_middleware`; the framework's own layers for them,
-    and for limits and telemetry of exceptions, are left out."""
+    """Errors of every kind are rendered by RequestMiddleware; the framework's own layers for them, and for limits and
+    telemetry of exceptions, are left out."""
 
     def build_middleware_stack(self) -> ASGIApp:
         app: ASGIApp = AsyncExitStackMiddleware(self.router)

@@ -9,14 +9,13 @@ import struct
 import threading
 import time
 import zlib
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
-from tests.running import RunningServer, running_server
+from tests.running import RunningServer, rss_bytes, running_server
 
 
 def encode(data: bytes) -> str:
@@ -241,10 +240,6 @@ def test_bodies_in_flight_are_held_within_their_memory(small_server: RunningServ
     assert rss_bytes(pid) - before < 60_000_000
     with httpx.Client(timeout=60) as client:
         assert client.post(f"{small_server.url}/predict", json={"inputs": [ROW]}).status_code == 200
-
-
-def rss_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
 
 def test_a_barrage_of_bad_input_leaks_nothing_and_harms_no_neighbour(server: RunningServer, cat: bytes) -> None:

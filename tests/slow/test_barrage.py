@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.running import PATIENCE_SECONDS, RunningServer, running_server
+from tests.running import PATIENCE_SECONDS, RunningServer, rss_bytes, running_server
 
 pytestmark = pytest.mark.slow
 
@@ -137,7 +137,3 @@ def test_500_bodies_of_10_megabytes_do_not_pass_the_limit(tmp_path: Path) -> Non
             print(f"500 × 9 MB sent: the workers grew by {grown:.0f} MB; the limit is {limit / 1e6:.0f} MB")
             assert peak - before < 1.5 * limit
         assert httpx.get(f"{server.url}/health/ready", timeout=PATIENCE_SECONDS).status_code == 200
-
-
-def rss_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
