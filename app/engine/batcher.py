@@ -162,23 +162,23 @@ class Batcher:
             if lane.depth is not None:
                 lane.depth.dec()
             started = time.monotonic()
-            seconds = None
-            try:
-                # Else the deadline's timer, or the caller, has settled the future or is about to.
-                if not job.future.done() and job.deadline > started:
-                    self._run(job, started)
-                    seconds = time.monotonic() - started
-            finally:
+            # Else the deadline's timer, or the caller, has settled the future or is about to.
+            if job.future.done() or job.deadline <= started:
                 with self._changed:
                     lane.running -= 1
-                    if seconds is not None:
-                        lane.measure(seconds, started + seconds)
+                continue
+            try:
+                result, error = job.work(started - job.queued_at), None
+            except BaseException as exc:
+                result, error = None, exc
+            # Counted before the caller can know of it, so that its next request finds the estimate of this one.
+            finished = time.monotonic()
+            with self._changed:
+                lane.running -= 1
+                lane.measure(finished - started, finished)
+            self._settle(job, result, error)
 
-    def _run(self, job: _Job, started: float) -> None:
-        try:
-            result, error = job.work(started - job.queued_at), None
-        except BaseException as exc:
-            result, error = None, exc
+    def _settle(self, job: _Job, result: Any, error: BaseException | None) -> None:
         try:
             job.future.get_loop().call_soon_threadsafe(_settle, job.future, result, error)
         except RuntimeError:
