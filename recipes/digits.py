@@ -168,7 +168,7 @@ def _manifest(version: str) -> dict[str, Any]:
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, PIXELS]}],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, CLASSES]}],
         "batch": {"axis": 0, "max_size": 64, "max_wait_ms": 0},
-        "limits": {"queue": 1024, "instances": 1, "max_run_seconds": 5, "deadline_ms": 10000},
+        "limits": {"queue": 1024, "max_run_seconds": 5, "deadline_ms": 10000},
         "processing": {"type": "tensor"},
         "answer": answer,
         "licence": LICENCE,

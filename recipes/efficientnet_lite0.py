@@ -109,7 +109,7 @@ def _manifest(version: str) -> dict[str, Any]:
         "inputs": [{"name": graph.INPUT, "datatype": "UINT8", "shape": [-1, graph.SIDE, graph.SIDE, 3]}],
         "outputs": [{"name": graph.OUTPUT, "datatype": "FP32", "shape": [-1, graph.CLASSES]}],
         "batch": {"axis": 0, "max_size": 1, "max_wait_ms": 0},
-        "limits": {"queue": 64, "instances": 1, "max_run_seconds": 30, "deadline_ms": 10000},
+        "limits": {"queue": 64, "max_run_seconds": 30, "deadline_ms": 10000},
         "processing": dict(PROCESSING),
         "answer": answer,
         "licence": "Apache-2.0",

@@ -10,6 +10,13 @@ double        x FP32 []                 tensor: twice = 2 x
 transpose     x FP32 [2, 3]             tensor: turned [3, 2]; no batch axis
 positive      x FP32 [n, 3]             tensor: is_positive BOOL [n, 3]
 lookup        at INT64 [n]              tensor: found FP32 [n] = [10, 20, 30][at]; the run fails beyond 2
+same          text BYTES [n]            tensor: copy = the text
+one_row       x FP32 [1, 3]             regression: the sum of the row; the file takes one row a run
+scaled        x FP32 [n, 2], by FP32 [] tensor: product = x times by, which all rows of a call share
+centred       x FP32 [n, 3]             tensor: away = x minus the mean of each column: rows depend on each other
+count         to INT64 []               tensor: steps INT64 [] = the number counted to, one by one: takes its time
+cube          side INT64 []             tensor: steps INT64 [] = side³, in one node that cannot be ended: 3000 takes
+                                        many seconds
 """
 
 from __future__ import annotations
@@ -42,6 +49,8 @@ _COLOUR_PROCESSING = {
 
 @dataclass(frozen=True)
 class _Kind:
+    """An input named in `shared` has no rows."""
+
     task: str
     inputs: list[tuple[str, str, list[int]]]
     outputs: list[tuple[str, str, list[int]]]
@@ -50,6 +59,28 @@ class _Kind:
     labels: tuple[str, ...] = ()
     processing: Mapping[str, Any] = field(default_factory=lambda: {"type": "tensor"})
     batch: Mapping[str, Any] = field(default_factory=lambda: {"axis": 0})
+    shared: tuple[str, ...] = ()
+
+
+def _counting() -> list[onnx.NodeProto]:
+    """A loop of as many steps as the input says; each adds one."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_in"], ["go_out"]),
+            helper.make_node("Add", ["total_in", "one"], ["total_out"]),
+        ],
+        "step",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("total_in", TensorProto.INT64, []),
+        ],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("total_out", TensorProto.INT64, []),
+        ],
+    )
+    return [helper.make_node("Loop", ["to", "", "zero"], ["steps"], body=body)]
 
 
 _KINDS = {
@@ -121,6 +152,56 @@ _KINDS = {
         [helper.make_node("Gather", ["table", "at"], ["found"])],
         {"table": np.array([10, 20, 30], np.float32)},
     ),
+    "same": _Kind(
+        "tensor",
+        [("text", "BYTES", [-1])],
+        [("copy", "BYTES", [-1])],
+        [helper.make_node("Identity", ["text"], ["copy"])],
+    ),
+    "one_row": _Kind(
+        "regression",
+        [("x", "FP32", [1, 3])],
+        [("total", "FP32", [1, 1])],
+        [helper.make_node("ReduceSum", ["x", "axes"], ["total"], keepdims=1)],
+        {"axes": np.array([1], np.int64)},
+    ),
+    "scaled": _Kind(
+        "tensor",
+        [("x", "FP32", [-1, 2]), ("by", "FP32", [])],
+        [("product", "FP32", [-1, 2])],
+        [helper.make_node("Mul", ["x", "by"], ["product"])],
+        shared=("by",),
+    ),
+    "centred": _Kind(
+        "tensor",
+        [("x", "FP32", [-1, 3])],
+        [("away", "FP32", [-1, 3])],
+        [
+            helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["x", "mean"], ["away"]),
+        ],
+    ),
+    "count": _Kind(
+        "tensor",
+        [("to", "INT64", [])],
+        [("steps", "INT64", [])],
+        _counting(),
+        {"zero": np.array(0, np.int64), "one": np.array(1, np.int64)},
+        batch={"axis": None},
+    ),
+    "cube": _Kind(
+        "tensor",
+        [("side", "INT64", [])],
+        [("steps", "INT64", [])],
+        [
+            helper.make_node("Expand", ["side", "two"], ["size"]),
+            helper.make_node("Expand", ["one", "size"], ["square"]),
+            helper.make_node("MatMul", ["square", "square"], ["product"]),
+            helper.make_node("ReduceSum", ["product"], ["steps"], keepdims=0),
+        ],
+        {"two": np.array([2]), "one": np.array(1)},
+        batch={"axis": None},
+    ),
 }
 
 
@@ -176,7 +257,7 @@ def write_model(
         "task": made.task,
         "runtime": "onnx",
         "files": {path: file_entry(data) for path, data in contents.items()},
-        "inputs": [_entry(*entry) for entry in made.inputs],
+        "inputs": [_entry(*entry) | ({"batched": False} if entry[0] in made.shared else {}) for entry in made.inputs],
         "outputs": [_entry(*entry) for entry in made.outputs],
         "batch": dict(made.batch),
         "processing": dict(made.processing),

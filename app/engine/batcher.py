@@ -1,207 +1,287 @@
 """The queue between the event loop and the threads that run models.
 
-A thread takes what has waited longest, high priority first. What nobody waits for any more (its deadline passed, its
-caller left) is dropped before it is computed. The queue of each model is bounded, and what cannot be answered before
-its deadline is refused at once.
+A thread takes the model that has had the least of the threads' time, high priority first, and of what waits for it as
+much as may share a run. What nobody waits for any more (its deadline passed, its caller left) is dropped before it is
+computed. What takes less time than handing it to a thread is run in the event loop (`run_here`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client import Gauge
-
+from app.engine.admission import check_room, estimate_wait
 from app.engine.deadlines import Deadlines
-from app.errors import Overloaded
+from app.engine.hold import Hold
+from app.engine.lane import Executor, Job, Lane, Priority, Ticket, Work
+from app.engine.run import Run
+from app.engine.watchdog import Watchdog
+from app.errors import DeadlineExceeded
 from app.metrics import Metrics
+from app.runtimes.base import Cancellation
 
 logger = logging.getLogger(__name__)
 
-# The weight of the newest run in the moving average of a model's service time.
-_NEWEST = 0.1
-# After such a pause the average is stale: the machine may have changed, so the newest run replaces it.
-_STALE_SECONDS = 10.0
-
-
-class Priority(enum.IntEnum):
-    HIGH = 0
-    NORMAL = 1
-
-
-@dataclass(slots=True)
-class _Job:
-    lane: _Lane
-    work: Callable[[float], Any]
-    future: asyncio.Future[Any]
-    deadline: float
-    queued_at: float
-
-
-@dataclass(slots=True)
-class _Lane:
-    """What is known of one model: how many of its works wait and run, and how long one takes (0: not yet known)."""
-
-    model: str
-    depth: Gauge | None
-    waiting: int = 0
-    running: int = 0
-    service_seconds: float = 0.0
-    measured_at: float = field(default=-math.inf)
-
-    def measure(self, seconds: float, now: float) -> None:
-        is_stale = now - self.measured_at > _STALE_SECONDS
-        self.service_seconds += (1.0 if is_stale else _NEWEST) * (seconds - self.service_seconds)
-        self.measured_at = now
+# A run in the event loop is ended after this time, and begun again in a thread.
+_HERE_LIMIT_SECONDS = 0.25
 
 
 class Batcher:
-    """`threads` daemon threads and one queue. `submit` is called in the event loop; `close` ends the threads."""
+    """`threads` daemon threads over the lanes of all models. All but `close` is called in the event loop.
 
-    def __init__(self, threads: int, metrics: Metrics | None = None) -> None:
+    `on_stuck` is called, once, in a thread, with the name of a model whose run could not be ended: this process
+    should be replaced.
+    """
+
+    def __init__(
+        self, threads: int, metrics: Metrics | None = None, on_stuck: Callable[[str], None] | None = None
+    ) -> None:
         self._metrics = metrics
-        self._lanes: dict[str, _Lane] = {}
-        self._queues: dict[Priority, deque[_Job]] = {priority: deque() for priority in Priority}
+        self._count = threads
+        self._lanes: dict[Executor, Lane] = {}
+        self._holds: dict[Executor, Hold] = {}
+        self._waiting: dict[Lane, None] = {}
+        self._runs: dict[Run, None] = {}
+        self._virtual_seconds = 0.0
         self._changed = threading.Condition()
         self._deadlines = Deadlines()
         self._closed = False
-        self._threads = [
-            threading.Thread(target=self._work, name=f"inference-{number}", daemon=True) for number in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        self._watchdog = Watchdog(self._runs, self._changed, self._give_up, on_stuck or _log_stuck)
+        for _ in range(threads):
+            self._start_thread()
 
     def submit(
         self,
-        model: str,
-        works: Sequence[Callable[[float], Any]],
+        executor: Executor,
+        works: Sequence[Work],
         deadline: float,
-        limit: int,
-        *,
         priority: Priority = Priority.NORMAL,
-        guess_seconds: float = 0.0,
     ) -> list[asyncio.Future[Any]]:
-        """Queue the works of one call, all or none; each is called in a thread with the seconds it waited.
+        """Queue the works of one call, all or none; a future for each.
 
-        `guess_seconds` is taken for the time of one work until one was measured. Raises Overloaded where more than
-        `limit` works of `model` would wait, or where the first of these could not be done before `deadline`.
+        Raises Overloaded where `executor.queue_limit` calls wait, or where the first of the works could not be done
+        before `deadline` (time.monotonic() seconds).
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
+        ticket = Ticket(len(works))
+        jobs = [Job(work, loop.create_future(), deadline, now, priority, ticket) for work in works]
         with self._changed:
-            lane = self._lane(model)
-            if not lane.service_seconds:
-                lane.service_seconds = guess_seconds
-            self._check_room(lane, len(works), deadline - now, limit, priority)
-            jobs = [_Job(lane, work, loop.create_future(), deadline, now) for work in works]
-            lane.waiting += len(jobs)
-            self._queues[priority].extend(jobs)
+            lane = self._lane(executor)
+            self._check_room(lane, works[0].rows, deadline - now, priority, now)
+            if lane.priority is None and not lane.runs:
+                # Who was away has no claim on the time in which others worked.
+                lane.used_seconds = max(lane.used_seconds, self._virtual_seconds)
+            lane.push(jobs)
+            self._waiting[lane] = None
             self._changed.notify(len(jobs))
-        if lane.depth is not None:
-            lane.depth.inc(len(jobs))
         for job in jobs:
             self._deadlines.watch(job.future, deadline)
         return [job.future for job in jobs]
 
+    def can_run_here(self, executor: Executor, works: Sequence[Work]) -> bool:
+        """Whether the works are done sooner than a thread would have them."""
+        lane = self._lane(executor)
+        return (
+            executor.is_steady
+            and len(works) == 1
+            and self._holds[executor].allows(works[0].rows, time.monotonic())
+            and lane.priority is None
+            and lane.has_free_run
+        )
+
+    def run_here(self, executor: Executor, work: Work, deadline: float) -> Any:
+        """Run in the event loop. Returns the result, or the exception; None where the run took long and was ended."""
+        started = time.monotonic()
+        if deadline <= started:
+            return DeadlineExceeded("the deadline had passed before the run began; allow more time")
+        lane = self._lane(executor)
+        run = Run(lane, [], work.rows, started, started + _HERE_LIMIT_SECONDS, 0.0, Cancellation())
+        with self._changed:
+            self._runs[run] = None
+            lane.runs += 1
+        cpu_started = time.thread_time()
+        try:
+            (result,) = executor.run((work,), (0.0,), run.cancellation)
+        finally:
+            run.is_over = True
+            with self._changed:
+                del self._runs[run]
+                lane.runs -= 1
+        is_ended = run.cancellation.is_cancelled
+        cpu_seconds = _HERE_LIMIT_SECONDS if is_ended else time.thread_time() - cpu_started
+        now = time.monotonic()
+        self._holds[executor].measure(cpu_seconds, now - started, work.rows, now)
+        return None if is_ended else result
+
     @property
     def is_busy(self) -> bool:
         """Whether anything waits. Read without the lock: a moment's error does no harm."""
-        return any(self._queues.values())
+        return bool(self._waiting)
 
-    def check_room(self, model: str, seconds: float, limit: int, priority: Priority = Priority.NORMAL) -> None:
-        """Raises Overloaded where `submit` of one work with so many seconds left would; cheap, and reserves nothing."""
+    def check_room(self, executor: Executor, seconds: float, priority: Priority = Priority.NORMAL) -> None:
+        """Raises Overloaded where `submit` of one row with so many seconds left would; cheap, and reserves nothing."""
         with self._changed:
-            self._check_room(self._lane(model), 1, seconds, limit, priority)
+            self._check_room(self._lane(executor), 1, seconds, priority, time.monotonic())
+
+    def forget(self, executor: Executor) -> None:
+        """The executor has no calls and will have none: its version is unloaded."""
+        with self._changed:
+            self._lanes.pop(executor, None)
+        self._holds.pop(executor, None)
 
     def close(self) -> None:
         """End the threads once they are idle; works that still wait are run first."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        for thread in self._threads:
+        for thread in list(self._threads):
             thread.join(timeout=5)
+        self._watchdog.close()
 
-    def _lane(self, model: str) -> _Lane:
-        lane = self._lanes.get(model)
+    def _lane(self, executor: Executor) -> Lane:
+        lane = self._lanes.get(executor)
         if lane is None:
-            depth = self._metrics.queue_depth.labels(model) if self._metrics is not None else None
-            lane = self._lanes[model] = _Lane(model, depth)
+            depth = self._metrics.queue_depth.labels(executor.model) if self._metrics is not None else None
+            lane = self._lanes[executor] = Lane(executor, depth, row_seconds=executor.guess_seconds)
+            self._holds[executor] = Hold(executor.guess_seconds, self._count)
         return lane
 
-    def _check_room(self, lane: _Lane, count: int, seconds: float, limit: int, priority: Priority) -> None:
-        # A call with more items than the limit is let in when nothing else waits.
-        wait = self._estimate_wait(priority)
-        if lane.waiting and lane.waiting + count > limit:
-            raise Overloaded(f"{lane.waiting} requests already wait for {lane.model!r}; try again later", wait)
-        # An idle server tries, whatever was measured before.
-        if wait and wait + lane.service_seconds > seconds:
-            raise Overloaded(
-                f"the answer would take about {wait + lane.service_seconds:.1f} s, and only {max(seconds, 0):.1f} s "
-                "are left; try again later",
-                wait,
-            )
+    def _check_room(self, lane: Lane, rows: int, seconds: float, priority: Priority, now: float) -> None:
+        wait_seconds = estimate_wait(lane, priority, self._waiting, self._runs, self._count, now)
+        check_room(lane, rows, seconds, wait_seconds)
 
-    def _estimate_wait(self, priority: Priority) -> float:
-        """Seconds until a thread is free for what comes now: what runs and waits before it, over all threads."""
-        work = sum((lane.running + lane.waiting) * lane.service_seconds for lane in self._lanes.values())
-        if priority is Priority.HIGH:
-            work -= sum(job.lane.service_seconds for job in self._queues[Priority.NORMAL])
-        return max(0.0, work / len(self._threads))
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"inference-{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _work(self) -> None:
-        while (job := self._take()) is not None:
-            lane = job.lane
-            if lane.depth is not None:
-                lane.depth.dec()
-            started = time.monotonic()
-            # Else the deadline's timer, or the caller, has settled the future or is about to.
-            if job.future.done() or job.deadline <= started:
-                with self._changed:
-                    lane.running -= 1
-                continue
+        while (run := self._take()) is not None:
+            cpu_started = time.thread_time()
             try:
-                result, error = job.work(started - job.queued_at), None
+                waited = [run.started - job.queued_at for job in run.jobs]
+                results = run.lane.executor.run([job.work for job in run.jobs], waited, run.cancellation)
             except BaseException as exc:
-                result, error = None, exc
-            # Counted before the caller can know of it, so that its next request finds the estimate of this one.
-            finished = time.monotonic()
-            with self._changed:
-                lane.running -= 1
-                lane.measure(finished - started, finished)
-            self._settle(job, result, error)
+                results = [exc] * len(run.jobs)
+            if run.cancellation.is_cancelled:
+                results = [_late(run)] * len(run.jobs)
+            # Counted before the callers can know of it, so that their next requests find the estimate of this one.
+            self._finish(run, time.thread_time() - cpu_started)
+            _settle(run.jobs, results)
+            if run.is_lost:
+                return
 
-    def _settle(self, job: _Job, result: Any, error: BaseException | None) -> None:
-        try:
-            job.future.get_loop().call_soon_threadsafe(_settle, job.future, result, error)
-        except RuntimeError:
-            logger.info("an answer of %s came after the event loop had ended", job.lane.model)
-
-    def _take(self) -> _Job | None:
+    def _take(self) -> Run | None:
+        """Wait for the next run; None where there will be none any more."""
         with self._changed:
-            self._changed.wait_for(lambda: any(self._queues.values()) or self._closed)
-            for queue in self._queues.values():
-                if queue:
-                    job = queue.popleft()
-                    job.lane.waiting -= 1
-                    job.lane.running += 1
-                    return job
-            return None
+            while True:
+                now = time.monotonic()
+                lane, look_again_at = self._pick(now)
+                if lane is not None:
+                    jobs = lane.take(now)
+                    if lane.priority is None:
+                        del self._waiting[lane]
+                    if jobs:
+                        return self._begin(lane, jobs, now)
+                elif self._closed and not self._waiting:
+                    return None
+                else:
+                    self._changed.wait(None if look_again_at == math.inf else max(0.0, look_again_at - now))
+
+    def _pick(self, now: float) -> tuple[Lane | None, float]:
+        """The lane whose turn it is, high priority first, then who has used least; else when to look again.
+
+        Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996) by measured time.
+        """
+        best, best_rank, look_again_at = None, (len(Priority), math.inf), math.inf
+        for lane in self._waiting:
+            priority = lane.priority
+            if priority is None or not lane.has_free_run:
+                continue
+            ripe_at = -math.inf if self._closed else lane.ripe_at()
+            if ripe_at > now:
+                look_again_at = min(look_again_at, ripe_at)
+            elif (rank := (int(priority), lane.used_seconds)) < best_rank:
+                best, best_rank = lane, rank
+        return best, look_again_at
+
+    def _begin(self, lane: Lane, jobs: list[Job], now: float) -> Run:
+        rows = sum(job.work.rows for job in jobs)
+        expected = rows * lane.row_seconds
+        run = Run(lane, jobs, rows, now, now + lane.executor.max_run_seconds, expected, Cancellation())
+        self._runs[run] = None
+        lane.runs += 1
+        self._virtual_seconds = max(self._virtual_seconds, lane.used_seconds)
+        # Charged at once and corrected at the end: another thread that picks meanwhile counts it.
+        lane.used_seconds += expected
+        return run
+
+    def _finish(self, run: Run, cpu_seconds: float) -> None:
+        seconds = time.monotonic() - run.started
+        lane = run.lane
+        with self._changed:
+            run.is_over = True
+            self._runs.pop(run, None)
+            lane.runs -= 1
+            lane.used_seconds += seconds - run.expected_seconds
+            lane.measure(seconds, run.rows, was_ended=run.cancellation.is_cancelled)
+            hold = self._holds.get(lane.executor)
+            if hold is not None:
+                hold.measure(cpu_seconds, seconds, run.rows, run.started + seconds)
+            if self._closed:
+                self._changed.notify_all()
+            elif lane.executor.max_runs is not None and lane.priority is not None:
+                self._changed.notify()
+
+    def _give_up(self, run: Run) -> None:
+        """A run is overdue: its callers are answered, and another thread takes the place of its own."""
+        if not run.jobs:
+            return
+        executor = run.lane.executor
+        logger.error("a run of %s did not end within %g s (max_run_seconds)", executor.model, executor.max_run_seconds)
+        with self._changed:
+            if run.is_over:
+                return
+            run.is_lost = True
+            del self._runs[run]
+            self._threads.remove(run.thread)
+            if not self._closed:
+                self._start_thread()
+        _settle(run.jobs, [_late(run)] * len(run.jobs))
 
 
-def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if isinstance(error, StopIteration):
-        error = RuntimeError(f"a work raised {error!r}, which no future can carry")
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+def _late(run: Run) -> DeadlineExceeded:
+    """What the callers of a run that was ended are told; those who have left are not told anything."""
+    seconds = run.lane.executor.max_run_seconds
+    return DeadlineExceeded(f"the model did not answer within {seconds:g} s (max_run_seconds); send it less at once")
+
+
+def _settle(jobs: Sequence[Job], results: Sequence[Any]) -> None:
+    """Give each caller its result; one hand-over for all of an event loop."""
+    try:
+        jobs[0].future.get_loop().call_soon_threadsafe(_settle_here, jobs, results)
+    except RuntimeError:
+        logger.info("answers of a run came after the event loop had ended")
+
+
+def _settle_here(jobs: Sequence[Job], results: Sequence[Any]) -> None:
+    for job, result in zip(jobs, results, strict=True):
+        if job.future.done():
+            continue
+        if isinstance(result, StopIteration):
+            result = RuntimeError(f"a run raised {result!r}, which no future can carry")
+        if isinstance(result, BaseException):
+            job.future.set_exception(result)
+        else:
+            job.future.set_result(result)
+
+
+def _log_stuck(model: str) -> None:
+    logger.error("a run of %s cannot be ended and keeps its thread; restart the server", model)

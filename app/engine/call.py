@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from app.engine.batcher import Priority
+from app.engine.lane import Priority
 from app.errors import HeadwayError
 from app.registry.servable import Content, Item
 from app.tensors import Tensors
@@ -23,6 +23,16 @@ class Timings:
     preprocess: float = 0.0
     inference: float = 0.0
     postprocess: float = 0.0
+
+    def stages(self) -> tuple[tuple[str, float], ...]:
+        """Name and seconds, in the order of a call's way."""
+        return (
+            ("decode", self.decode),
+            ("queue", self.queue),
+            ("preprocess", self.preprocess),
+            ("inference", self.inference),
+            ("postprocess", self.postprocess),
+        )
 
     def add(self, other: Timings) -> None:
         self.queue = max(self.queue, other.queue)  # items wait side by side

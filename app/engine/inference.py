@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-from app.engine.batcher import Batcher, Priority
+from app.engine.batcher import Batcher
 from app.engine.call import Answer, Call, Timings
-from app.errors import ClientClosed, HeadwayError, InvalidContent
+from app.engine.execution import Execution, Part
+from app.engine.lane import Priority, Work
+from app.errors import ClientClosed, HeadwayError
 from app.metrics import Metrics
+from app.registry.batch_axis import join
 from app.registry.lifecycle import Registry, Resolved
-from app.registry.servable import Content, ContentKind, Item, Servable
+from app.registry.servable import ContentKind, Item, Servable
 from app.registry.versions import ModelRef
+from app.runtimes.base import Cancellation
 from app.tensors import Tensors
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The result of one work: the rows of one item of content, or of one call of tensors."""
-
-    items: tuple[Item, ...] | None
-    tensors: Tensors
-    rows: int
-    timings: Timings
 
 
 class Inference:
@@ -36,6 +28,7 @@ class Inference:
         self.registry = registry
         self._batcher = batcher
         self._metrics = metrics
+        self._executions: dict[Servable, Execution] = {}
 
     def resolve(self, ref: ModelRef | None, kind: ContentKind, routing_key: bytes | None = None) -> Resolved:
         """Which version answers; without `ref` the default model for this kind. Raises ModelNotFound and its kin."""
@@ -50,24 +43,19 @@ class Inference:
         if self._batcher is None:
             raise RuntimeError("this Inference was made without a batcher; use predict_now")
         servable = resolved.servable
-        works = _works(servable, call)
-        futures = self._batcher.submit(
-            servable.name,
-            works,
-            call.deadline,
-            servable.manifest.limits.queue,
-            priority=call.priority,
-            guess_seconds=servable.warm_seconds,
-        )
-        if call.on_admitted is not None:
-            call.on_admitted(partial(_give_up, futures))
-        results = await asyncio.gather(*futures, return_exceptions=True)
+        execution = self._execution(servable)
+        started = time.perf_counter()
+        works = execution.works(call)
+        prepared = time.perf_counter()
+        results = await self._run(self._batcher, execution, works, call)
+        answer = _assemble(call, resolved, results)
+        answer.timings.preprocess += prepared - started
         if self._metrics is not None:
             batch_size = self._metrics.model(servable.name, servable.version).batch_size
             for result in results:
-                if isinstance(result, _Part):
-                    batch_size.observe(result.rows)
-        return _assemble(call, resolved, results)
+                if isinstance(result, Part) and result.run_rows is not None:
+                    batch_size.observe(result.run_rows)
+        return answer
 
     @property
     def is_busy(self) -> bool:
@@ -77,65 +65,65 @@ class Inference:
     def check_room(self, resolved: Resolved, seconds: float, priority: Priority = Priority.NORMAL) -> None:
         """Raises Overloaded where a call with so many seconds left would be refused; for a look before parsing."""
         if self._batcher is not None:
-            servable = resolved.servable
-            self._batcher.check_room(servable.name, seconds, servable.manifest.limits.queue, priority)
+            self._batcher.check_room(self._execution(resolved.servable), seconds, priority)
+
+    def forget(self, servable: Servable) -> None:
+        """The version is unloaded and has no calls any more."""
+        execution = self._executions.pop(servable, None)
+        if execution is not None and self._batcher is not None:
+            self._batcher.forget(execution)
 
     def predict_now(self, call: Call, resolved: Resolved) -> Answer:
         """Answer a call in this thread, with no queue."""
-        results: list[_Part | BaseException] = []
-        for work in _works(resolved.servable, call):
-            try:
-                results.append(work(0.0))
-            except HeadwayError as exc:
-                results.append(exc)
+        execution = self._execution(resolved.servable)
+        results = [
+            work if isinstance(work, HeadwayError) else execution.run((work,), (0.0,), Cancellation())[0]
+            for work in execution.works(call)
+        ]
         return _assemble(call, resolved, results)
 
+    async def _run(
+        self, batcher: Batcher, execution: Execution, works: list[Work | HeadwayError], call: Call
+    ) -> list[Part | BaseException]:
+        """Here where that is quicker, else in the threads; results in the order of `works`."""
+        runnable = [work for work in works if isinstance(work, Work)]
+        if not runnable:
+            return [work for work in works if isinstance(work, HeadwayError)]
+        if batcher.can_run_here(execution, runnable):
+            result = batcher.run_here(execution, runnable[0], call.deadline)
+            if result is not None:
+                return [work if isinstance(work, HeadwayError) else result for work in works]
+        futures = batcher.submit(execution, runnable, call.deadline, call.priority)
+        if call.on_admitted is not None:
+            call.on_admitted(partial(_give_up, futures))
+        if len(works) == 1:
+            return [await futures[0]]
+        results = iter(await asyncio.gather(*futures, return_exceptions=True))
+        return [work if isinstance(work, HeadwayError) else next(results) for work in works]
 
-def _give_up(futures: list[asyncio.Future[_Part]]) -> None:
+    def _execution(self, servable: Servable) -> Execution:
+        execution = self._executions.get(servable)
+        if execution is None:
+            execution = self._executions[servable] = Execution(servable)
+        return execution
+
+
+def _give_up(futures: list[asyncio.Future[Part]]) -> None:
     for future in futures:
         if not future.done():
             future.set_exception(ClientClosed("the caller left before its answer was ready"))
 
 
-def _works(servable: Servable, call: Call) -> list[Callable[[float], _Part]]:
-    if isinstance(call.inputs, Content):
-        if call.is_plural and servable.manifest.answer.type == "tensor":
-            raise InvalidContent(
-                f"{servable.name} answers with tensors, for one {servable.kind} a request; send it alone"
-            )
-        return [partial(_compute, servable, call, item) for item in call.inputs.items]
-    servable.check(call.inputs)
-    return [partial(_compute, servable, call, call.inputs)]
-
-
-def _compute(servable: Servable, call: Call, item: Any, waited: float) -> _Part:
-    if isinstance(item, HeadwayError):
-        raise item
-    started = time.perf_counter()
-    tensors = servable.prepare(call.inputs.kind, item) if isinstance(call.inputs, Content) else item
-    prepared = time.perf_counter()
-    outputs = servable.run(tensors, call.outputs)
-    ran = time.perf_counter()
-    items = servable.answer(outputs, call.top_k) if call.outputs is None else None
-    timings = Timings(
-        queue=waited,
-        preprocess=prepared - started,
-        inference=ran - prepared,
-        postprocess=time.perf_counter() - ran,
-    )
-    return _Part(items, outputs, len(items) if items is not None else 1, timings)
-
-
-def _assemble(call: Call, resolved: Resolved, results: list[_Part | BaseException]) -> Answer:
+def _assemble(call: Call, resolved: Resolved, results: Sequence[Part | BaseException]) -> Answer:
     """One answer from the results of its works."""
     timings = Timings()
     items: list[Item | HeadwayError] = []
-    tensors: Tensors | None = None
+    outputs: list[Tensors] = []
     for result in results:
-        if isinstance(result, _Part):
+        if isinstance(result, Part):
             timings.add(result.timings)
             items.extend(result.items or ())
-            tensors = result.tensors
+            outputs.append(result.tensors)
         elif isinstance(result, HeadwayError) and call.is_plural:
             items.append(result)
         else:
@@ -147,6 +135,6 @@ def _assemble(call: Call, resolved: Resolved, results: list[_Part | BaseExceptio
         version=servable.version,
         alias=resolved.alias,
         items=tuple(items) if has_items else None,
-        tensors=tensors if len(results) == 1 else None,
+        tensors=None if call.is_plural else join(outputs),
         timings=timings,
     )

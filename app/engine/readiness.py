@@ -13,7 +13,7 @@ class Flag(Protocol):
 
 
 class Readiness:
-    """`strict`: not ready while any released version has failed."""
+    """`strict`: not ready while any released version has failed or is quarantined."""
 
     def __init__(self, registry: Registry, draining: Flag, *, strict: bool) -> None:
         self._registry = registry
@@ -35,8 +35,8 @@ class Readiness:
                 f"{model.name}@{version.version}"
                 for model in self._registry.models.values()
                 for version in model.versions.values()
-                if version.state is State.FAILED
+                if version.state in (State.FAILED, State.QUARANTINED)
             ]
             failed += [model.name for model in self._registry.models.values() if model.release is None]
             if failed:
-                raise Unavailable(f"not ready: {', '.join(failed)} failed to load; see GET /models")
+                raise Unavailable(f"not ready: {', '.join(failed)} cannot be served; see GET /models")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,10 @@ class Prediction:
     confidence: float | None
 
 
+# Up to so many, plain Python is quicker than six calls of numpy.
+_FEW_CLASSES = 64
+
+
 class Classification:
     """Ranks the classes of each row. Thread-safe."""
 
@@ -35,9 +40,18 @@ class Classification:
         Equal scores keep the order of the labels. A score that is not finite ranks last.
         """
         probabilities = _activate(scores.astype(np.float64, copy=False), self._activation)
+        if len(self.labels) <= _FEW_CLASSES:
+            return [self._rank_few(row, top_k) for row in probabilities.tolist()]
         finite = np.isfinite(probabilities)
         ranked = np.where(finite, probabilities, -np.inf)
         return [self._rank_row(row, keys, top_k) for row, keys in zip(probabilities, ranked, strict=True)]
+
+    def _rank_few(self, row: list[float], top_k: int) -> list[Prediction]:
+        keys = [-value if math.isfinite(value) else math.inf for value in row]
+        best = sorted(range(len(row)), key=keys.__getitem__)[: max(1, top_k)]
+        return [
+            Prediction(self.labels[index], index, row[index] if math.isfinite(row[index]) else None) for index in best
+        ]
 
     def _rank_row(self, row: Array, keys: Array, top_k: int) -> list[Prediction]:
         top_k = max(1, min(top_k, len(keys)))

@@ -1,56 +1,52 @@
-"""From a directory to something that serves: digests, load, signature, golden tests, warm-up; and who is served.
+"""The models of one process: which versions are released, loaded, failed or withdrawn, and which one answers.
 
-A version that fails any step is reported and refused for itself; the others go on serving.
+A version that fails to load is reported and refused for itself; the others go on serving.
 """
 
 from __future__ import annotations
 
 import enum
-import io
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import numpy as np
-from PIL import Image
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from app.errors import (
     HeadwayError,
     ModelFailed,
     ModelNotFound,
     ModelNotReady,
+    ModelQuarantined,
     ModelRequired,
     RegistryError,
-    RunFailed,
     VersionNotFound,
     VersionNotReleased,
 )
-from app.registry.golden import run_golden_tests
-from app.registry.manifest import Manifest, read_manifest
+from app.registry.loading import load_servable
+from app.registry.manifest import Manifest
+from app.registry.quarantine import WorkerQuarantine, describe_quarantine
 from app.registry.release import STABLE, Release
 from app.registry.servable import ContentKind, Servable
-from app.registry.store import Defaults, Store, verify_files
-from app.registry.versions import ModelRef, is_version
-from app.runtimes.base import Runtime
-from app.runtimes.onnx import OnnxRuntime
-from app.tensors import NUMPY_DTYPES, Array
+from app.registry.store import Defaults, Store
+from app.registry.versions import ModelRef, Version, is_version
 
 logger = logging.getLogger(__name__)
-
-_RUNTIMES: Mapping[str, Callable[[Path, int], Runtime]] = {"onnx": OnnxRuntime}
 
 
 class State(enum.StrEnum):
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
+    QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """One released version in this process. `load_seconds` is the time from digests to warm."""
+    """One released version in this process. `load_seconds` is the time from digests to warm.
+
+    `kind` is None where it could not be read.
+    """
 
     name: str
     version: str
@@ -58,6 +54,7 @@ class VersionStatus:
     error: str | None = None
     servable: Servable | None = None
     load_seconds: float = 0.0
+    kind: ContentKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,58 +76,6 @@ class Resolved:
     alias: str | None
 
 
-def load_servable(directory: Path, threads: int) -> Servable:
-    """Load one version ready to run: every check of the lifecycle, warm-up among them.
-
-    Raises RegistryError or RuntimeLoadError with the file, the field and the fix.
-    """
-    manifest = read_manifest(directory)
-    verify_files(directory, manifest.files)
-    runtime = _RUNTIMES[manifest.runtime](directory / manifest.model_file, threads)
-    try:
-        servable = Servable(manifest, directory, runtime)
-        _warm_up(servable)
-        run_golden_tests(servable)
-    except BaseException:
-        runtime.close()
-        raise
-    return servable
-
-
-def _warm_up(servable: Servable) -> None:
-    """Run the whole path twice: the first run of a session takes twice as long as the next.
-
-    Raises RegistryError where the model fails, or gives what its manifest does not say.
-    """
-    for _ in range(2):
-        started = time.monotonic()
-        if servable.kind == "image":
-            tensors = servable.prepare("image", _grey_photo())
-        else:
-            tensors = {spec.name: _zeros(spec.datatype, spec.shape) for spec in servable.manifest.input_specs}
-        try:
-            outputs = servable.run(tensors)
-        except RunFailed as exc:
-            path = servable.directory / servable.manifest.model_file
-            raise RegistryError(f"{path}: fails on a trial run, so it cannot serve: {exc}") from exc
-        servable.check_outputs(outputs)
-        servable.answer(outputs, 1)
-        servable.warm_seconds = time.monotonic() - started
-
-
-def _grey_photo() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (320, 320), "grey").save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def _zeros(datatype: str, shape: tuple[int, ...]) -> Array:
-    sizes = [1 if size == -1 else size for size in shape]
-    if datatype == "BYTES":
-        return np.full(sizes, b"", dtype=object)
-    return np.zeros(sizes, dtype=NUMPY_DTYPES[datatype])
-
-
 class Registry:
     """The models of one process: what is released, what is loaded, and which version answers a reference.
 
@@ -138,10 +83,20 @@ class Registry:
     from any thread.
     """
 
-    def __init__(self, store: Store, threads: int = 1, cpu_features: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        store: Store,
+        threads: int = 1,
+        cpu_features: frozenset[str] = frozenset(),
+        quarantine: WorkerQuarantine | None = None,
+    ) -> None:
+        """`quarantine`: where this process is a worker of a server that has one."""
         self._store = store
         self._threads = threads
         self._cpu_features = cpu_features
+        self._quarantine = quarantine
+        self._withdrawn = 0  # of the quarantined versions
+        self._change = threading.Lock()
         self._models: Mapping[str, ModelStatus] = {}
         self._defaults = Defaults()
         self._is_loaded = False
@@ -173,8 +128,11 @@ class Registry:
         models: dict[str, ModelStatus] = {}
         for name in names if names is not None else self._store.model_names():
             models[name] = self._load_model(name)
-        self._models = models
-        self._is_loaded = True
+        with self._change:
+            self._models = models
+            self._withdrawn = 0
+            self._is_loaded = True
+        self.withdraw_quarantined()
 
     def open(self, ref: ModelRef) -> Resolved:
         """Load one model for use without a server; an exact version need not be released.
@@ -205,7 +163,8 @@ class Registry:
                     status.servable.close()
 
     def resolve(self, ref: ModelRef, routing_key: bytes | None = None) -> Resolved:
-        """The version that answers `ref`. Raises ModelNotFound and its kin, ModelNotReady or ModelFailed."""
+        """The version that answers `ref`. Raises ModelNotFound and its kin, ModelNotReady, ModelFailed or its kin."""
+        self.withdraw_quarantined()
         model = self._models.get(ref.name)
         if model is None:
             if not self._is_loaded:
@@ -215,9 +174,20 @@ class Registry:
             raise ModelFailed(f"model {ref.name!r} cannot be served: {model.error}")
         alias, version = self._select(model, model.release, ref.tag, routing_key)
         status = model.versions[version]
+        if status.state is State.QUARANTINED:
+            raise ModelQuarantined(str(status.error))
         if status.servable is None:
             raise ModelFailed(f"{ref.name}@{version} cannot be served: {status.error}")
         return Resolved(status.servable, alias)
+
+    def withdraw_quarantined(self) -> None:
+        """Serve no more what was quarantined since the last call; 0.1 µs where nothing was."""
+        if self._quarantine is None or self._quarantine.length == self._withdrawn:
+            return
+        with self._change:
+            labels = self._quarantine.list_labels()
+            self._models = {name: _withdraw(model, frozenset(labels)) for name, model in self._models.items()}
+            self._withdrawn = len(labels)
 
     def default_for(self, kind: ContentKind) -> ModelRef:
         """The model for content of this kind where the caller names none. Raises ModelRequired with the choice."""
@@ -265,6 +235,20 @@ class Registry:
         return ModelStatus(name, release, explicit, versions=versions)
 
     def _load_version(self, name: str, version: str) -> VersionStatus:
+        if self._quarantine is None:
+            return self._try_version(name, version)
+        label = f"{name}@{version}"
+        if label in self._quarantine.list_labels():
+            manifest = self._store.version(name, Version.parse(version)).manifest
+            logger.warning("%s is not loaded: it is quarantined", label)
+            return _quarantined(name, version, manifest.content_kind if manifest is not None else None)
+        with self._quarantine.loading(name, version):
+            status = self._try_version(name, version)
+        if status.servable is not None:
+            status.servable.marker = self._quarantine.marker(name, version)
+        return status
+
+    def _try_version(self, name: str, version: str) -> VersionStatus:
         started = time.monotonic()
         try:
             servable = load_servable(self._store.root / name / version, self._threads)
@@ -276,7 +260,8 @@ class Registry:
             logger.exception("%s@%s cannot be served", name, version)
             return VersionStatus(name, version, State.FAILED, error=f"{type(exc).__name__}: {exc}")
         self._tell_missing_features(servable.manifest)
-        return VersionStatus(name, version, State.READY, servable=servable, load_seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return VersionStatus(name, version, State.READY, servable=servable, load_seconds=seconds, kind=servable.kind)
 
     def _tell_missing_features(self, manifest: Manifest) -> None:
         for evaluation in manifest.evaluation:
@@ -295,5 +280,18 @@ class Registry:
 def _takes(model: ModelStatus, kind: ContentKind) -> bool:
     if model.release is None:
         return False
-    stable = model.versions[model.release.aliases[STABLE].version]
-    return stable.servable is not None and stable.servable.kind == kind
+    return model.versions[model.release.aliases[STABLE].version].kind == kind
+
+
+def _withdraw(model: ModelStatus, labels: frozenset[str]) -> ModelStatus:
+    """The model without these versions. What still runs one goes on with it; its memory is given back after that."""
+    versions = {
+        version: _quarantined(model.name, version, status.kind) if f"{model.name}@{version}" in labels else status
+        for version, status in model.versions.items()
+    }
+    return replace(model, versions=versions)
+
+
+def _quarantined(name: str, version: str, kind: ContentKind | None) -> VersionStatus:
+    error = describe_quarantine(f"{name}@{version}")
+    return VersionStatus(name, version, State.QUARANTINED, error=error, kind=kind)

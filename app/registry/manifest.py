@@ -58,8 +58,10 @@ class Batch(_Section):
 
 
 class Limits(_Section):
+    """`instances`: sessions in each worker, each with one run at a time; null: one session for all threads."""
+
     queue: int = Field(default=64, ge=1, le=100_000)
-    instances: int = Field(default=1, ge=1, le=64)
+    instances: int | None = Field(default=None, ge=1, le=64)
     max_run_seconds: float = Field(default=30, gt=0, le=3600)
     deadline_ms: int | None = Field(default=None, ge=1, le=3_600_000)
 

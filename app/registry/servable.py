@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from app.errors import InvalidContent, RegistryError
+from app.errors import InvalidContent, InvalidTensor, RegistryError
 from app.processing.classification import Classification, Prediction
 from app.processing.image import ImageProcessing, ImageProcessor
 from app.processing.tensor import check_tensors, tensors_from_json
+from app.registry.batch_axis import BatchAxis, join, mixes_rows
 from app.registry.manifest import ClassificationAnswer, Manifest, RegressionAnswer, TensorAnswer
+from app.registry.quarantine import Marker
 from app.registry.store import read_labels
-from app.runtimes.base import Runtime
+from app.runtimes.base import Cancellation, Runtime
 from app.tensors import Array, Tensors
 
 ContentKind = Literal["image", "tensor"]
@@ -52,8 +54,11 @@ class Servable:
         self.name = manifest.name
         self.version = manifest.version
         self.warm_seconds = 0.0  # of one run of the whole path once warm; set by warm-up
+        self.marker: Marker | None = None  # set by the registry where a crash is to be traced to its model
         self._check_signature()
-        self._input_specs = manifest.input_specs
+        self.batch_axis = BatchAxis.of(manifest)
+        axis = self.batch_axis
+        self.input_specs = axis.free(manifest.input_specs) if axis is not None else manifest.input_specs
         self._image_input = manifest.inputs[0].name
         self._images = ImageProcessor(manifest.processing) if isinstance(manifest.processing, ImageProcessing) else None
         self._check_images()
@@ -65,7 +70,7 @@ class Servable:
 
     @property
     def max_batch_size(self) -> int:
-        return self.manifest.batch.max_size if self.manifest.batch.axis is not None else 1
+        return self.manifest.batch.max_size if self.batch_axis is not None and not self.batch_axis.is_one else 1
 
     def prepare(self, kind: ContentKind, item: Any) -> dict[str, Array]:
         """One item of content to the model's inputs. Raises InvalidContent and its kin."""
@@ -73,10 +78,26 @@ class Servable:
             raise InvalidContent(f"{self.name} takes {_KIND_WORDS[self.kind]}, not {_KIND_WORDS[kind]}")
         if self._images is not None:
             return {self._image_input: self._images.prepare(item)}
-        return tensors_from_json(item, self._input_specs)
+        return tensors_from_json(item, self.input_specs)
 
     def check(self, tensors: Tensors) -> None:
-        check_tensors(tensors, self._input_specs)
+        check_tensors(tensors, self.input_specs)
+
+    def check_batch_axis(self) -> None:
+        """Try whether rows are answered each for itself; where not, a call is one run. Raises RegistryError.
+
+        Photos come one at a time, and two in a run take memory that one does not: tried only where they may share.
+        """
+        axis, may_share = self.batch_axis, self.max_batch_size > 1
+        if axis is None or axis.is_one or (self.kind == "image" and not may_share):
+            return
+        if mixes_rows(axis, self.input_specs, self.run):
+            if may_share:
+                raise RegistryError(
+                    f"{self.directory / 'model.yaml'}: batch: rows that share a run do not get the answers that they "
+                    "get alone; say axis: null, or max_size: 1"
+                )
+            self.batch_axis = None
 
     def check_outputs(self, outputs: Tensors) -> None:
         """Hold the outputs of one row against `answer`. Raises RegistryError."""
@@ -91,14 +112,32 @@ class Servable:
                     f"{self.directory / answer.labels}: has {labels} labels, but output {answer.output!r} gives "
                     f"{classes[0] if classes else 'no'} scores; write one label a line for each"
                 )
-        if self._input_specs[0].shape[:1] == (-1,) and math.prod(shape) != 1:
+        if self.input_specs[0].shape[:1] == (-1,) and math.prod(shape) != 1:
             raise RegistryError(
                 f"{self.directory / 'model.yaml'}: answer.output: {answer.output!r} gives {math.prod(shape)} answers "
                 "to one row; name an output with one, or say type: tensor"
             )
 
-    def run(self, tensors: Tensors, outputs: Sequence[str] | None = None) -> Tensors:
-        return self.runtime.run(tensors, outputs)
+    def run(
+        self, tensors: Tensors, outputs: Sequence[str] | None = None, cancellation: Cancellation | None = None
+    ) -> Tensors:
+        """Raises RunFailed, or InvalidTensor for rows that do not agree."""
+        if self.marker is None:
+            return self._run(tensors, outputs, cancellation)
+        place = self.marker.enter()
+        try:
+            return self._run(tensors, outputs, cancellation)
+        finally:
+            self.marker.leave(place)
+
+    def _run(self, tensors: Tensors, outputs: Sequence[str] | None, cancellation: Cancellation | None) -> Tensors:
+        axis = self.batch_axis
+        if axis is None or not axis.is_one or (count := axis.count(tensors)) == 1:
+            return self.runtime.run(tensors, outputs, cancellation)
+        if not count:
+            raise InvalidTensor("the inputs have no rows; send at least one")
+        rows = [axis.take(tensors, number, number + 1) for number in range(count)]
+        return join([self.runtime.run(row, outputs, cancellation) for row in rows])
 
     def answer(self, tensors: Tensors, top_k: int) -> tuple[Item, ...] | None:
         """Outputs to one item a row; None for models whose answer is the tensors themselves."""
@@ -131,7 +170,7 @@ class Servable:
     def _check_images(self) -> None:
         if self._images is None:
             return
-        takes, gives = self._input_specs[0], self._images.spec
+        takes, gives = self.input_specs[0], self._images.spec
         if takes.datatype != gives.datatype or not _compatible(gives.shape, takes.shape):
             raise RegistryError(
                 f"{self.directory / 'model.yaml'}: processing: makes {gives}, but the model takes {takes}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnxruntime as ort  # type: ignore[import-untyped]
 
 from app.errors import RunFailed, RuntimeLoadError
+from app.runtimes.base import Cancellation
 from app.tensors import Array, Tensors, TensorSpec, object_array
 
 _DATATYPES = {
@@ -48,7 +50,9 @@ class OnnxRuntime:
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._outputs
 
-    def run(self, tensors: Tensors, outputs: Sequence[str] | None = None) -> Tensors:
+    def run(
+        self, tensors: Tensors, outputs: Sequence[str] | None = None, cancellation: Cancellation | None = None
+    ) -> Tensors:
         names = list(outputs) if outputs is not None else self._output_names
         feeds: Tensors = tensors
         if self._string_inputs:
@@ -56,8 +60,13 @@ class OnnxRuntime:
                 name: _decode_strings(array) if name in self._string_inputs else array
                 for name, array in tensors.items()
             }
+        options = None
+        if cancellation is not None:
+            options = ort.RunOptions()
+            # Ends the run between two nodes; the session stays usable.
+            cancellation.on_cancel(partial(setattr, options, "terminate", True))
         try:
-            results = self._session.run(names, feeds)
+            results = self._session.run(names, feeds, options)
         except Exception as exc:  # ONNX Runtime raises a class of its own for each status
             raise RunFailed(f"the model failed on this input: {_one_line(exc)}") from exc
         return {name: _as_array(result) for name, result in zip(names, results, strict=True)}

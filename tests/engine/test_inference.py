@@ -17,6 +17,7 @@ from PIL import Image
 from app.engine.batcher import Batcher
 from app.engine.call import Answer, Call
 from app.engine.inference import Inference
+from app.engine.lane import Work
 from app.engine.readiness import Readiness
 from app.errors import (
     DeadlineExceeded,
@@ -32,10 +33,10 @@ from app.registry.lifecycle import Registry
 from app.registry.servable import Content, ContentKind, Item
 from app.registry.store import Store
 from app.registry.versions import ModelRef
+from tests.engine.executors import PATIENCE_SECONDS, Functions, Gate
 from tests.fixtures_models import edit_manifest, write_model
 
 pytestmark = pytest.mark.anyio
-PATIENCE_SECONDS = 30.0
 
 
 @pytest.fixture
@@ -191,22 +192,18 @@ async def test_predict_after_the_deadline(inference: Inference) -> None:
 
 
 async def test_caller_that_leaves_cancels_its_works(registry: Registry) -> None:
-    batcher, entered, opened = Batcher(1), threading.Event(), threading.Event()
-
-    def block(_: float) -> None:
-        entered.set()
-        opened.wait(PATIENCE_SECONDS)
-
+    batcher, gate = Batcher(1), Gate()
     inference = Inference(registry, batcher)
-    (busy,) = batcher.submit("busy", [block], time.monotonic() + PATIENCE_SECONDS, 1)
-    await asyncio.to_thread(entered.wait, PATIENCE_SECONDS)
+    (busy,) = batcher.submit(Functions("busy"), [Work(gate)], time.monotonic() + PATIENCE_SECONDS)
+    await asyncio.to_thread(gate.entered.wait, PATIENCE_SECONDS)
+    inference.resolve(ModelRef("scores"), "tensor").servable.warm_seconds = 0.0  # unknown: not run in the event loop
     leaver = asyncio.create_task(_predict(inference, "scores", "tensor", [[1, 2, 3]]))
     stayer = asyncio.create_task(_predict(inference, "scores", "tensor", [[4, 2, 3]]))
     await asyncio.sleep(0)
     leaver.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaver
-    opened.set()
+    gate.open()
     await busy
     assert (await stayer).items is not None
     batcher.close()
@@ -237,7 +234,7 @@ def test_readiness(registry: Registry) -> None:
     (registry.store.root / "empty").mkdir()
     registry.load()
     Readiness(registry, draining, strict=False).check_ready()
-    with pytest.raises(Unavailable, match=r"broken@1\.0\.0, empty failed to load"):
+    with pytest.raises(Unavailable, match=r"broken@1\.0\.0, empty cannot be served"):
         Readiness(registry, draining, strict=True).check_ready()
     draining.set()
     with pytest.raises(Draining):

@@ -77,7 +77,7 @@ def test_rank_integer_scores() -> None:
 
 
 @settings(deadline=None, database=None, derandomize=True)
-@given(st.lists(st.floats(width=32) | st.sampled_from([0.0, 0.5]), min_size=1, max_size=30), st.integers(1, 40))
+@given(st.lists(st.floats(width=32) | st.sampled_from([0.0, 0.5]), min_size=1, max_size=100), st.integers(1, 120))
 def test_rank_equals_a_stable_sort(scores: list[float], top_k: int) -> None:
     labels = [str(number) for number in range(len(scores))]
     (row,) = Classification(labels, "none").rank(np.array([scores], np.float32), top_k)

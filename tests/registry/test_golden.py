@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from app.errors import RegistryError
-from app.registry.lifecycle import load_servable
+from app.registry.loading import load_servable
 from tests.fixtures_models import write_model
 from tests.processing.conftest import encode
 

@@ -21,7 +21,8 @@ from app.errors import (
     VersionNotFound,
     VersionNotReleased,
 )
-from app.registry.lifecycle import Registry, State, load_servable
+from app.registry.lifecycle import Registry, State
+from app.registry.loading import load_servable
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from tests.fixtures_models import edit_manifest, onnx_bytes, onnx_file, write_model, write_release, write_yaml

@@ -1,0 +1,96 @@
+"""From a directory to something that serves: digests, load, signature, warm-up, batch axis, golden tests."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from app.errors import RegistryError, RunFailed
+from app.registry.golden import run_golden_tests
+from app.registry.manifest import Manifest, read_manifest
+from app.registry.servable import Servable
+from app.registry.store import verify_files
+from app.runtimes.base import Runtime
+from app.runtimes.onnx import OnnxRuntime
+from app.runtimes.pool import RuntimePool
+from app.tensors import NUMPY_DTYPES, Array
+
+# Whether a model is run in the event loop hangs on this figure, and one run of so little is mostly noise.
+_QUICK_SECONDS = 0.002
+_MORE_RUNS = 5
+
+_RUNTIMES: Mapping[str, Callable[[Path, int], Runtime]] = {"onnx": OnnxRuntime}
+
+
+def load_servable(directory: Path, threads: int) -> Servable:
+    """Load one version ready to run: every check of the lifecycle, warm-up among them.
+
+    Raises RegistryError or RuntimeLoadError with the file, the field and the fix.
+    """
+    manifest = read_manifest(directory)
+    verify_files(directory, manifest.files)
+    runtime = _open_runtime(manifest, directory / manifest.model_file, threads)
+    try:
+        servable = Servable(manifest, directory, runtime)
+        _warm_up(servable)
+        servable.check_batch_axis()
+        run_golden_tests(servable)
+    except BaseException:
+        runtime.close()
+        raise
+    return servable
+
+
+def _open_runtime(manifest: Manifest, path: Path, threads: int) -> Runtime:
+    runtime = _RUNTIMES[manifest.runtime]
+    if manifest.limits.instances is None:
+        return runtime(path, threads)
+    return RuntimePool([runtime(path, threads) for _ in range(manifest.limits.instances)])
+
+
+def _warm_up(servable: Servable) -> None:
+    """Run the whole path twice, a quick one more often: the first run of a session takes twice as long as the next.
+
+    Raises RegistryError where the model fails, or gives what its manifest does not say.
+    """
+    photo = _grey_photo() if servable.kind == "image" else None
+    _try_run(servable, photo)
+    servable.warm_seconds = _try_run(servable, photo)
+    for _ in range(_MORE_RUNS):
+        if servable.warm_seconds < _QUICK_SECONDS:
+            servable.warm_seconds = min(servable.warm_seconds, _try_run(servable, photo))
+
+
+def _try_run(servable: Servable, photo: bytes | None) -> float:
+    """One run of the whole path; returns what it took in seconds."""
+    started = time.monotonic()
+    if photo is not None:
+        tensors = servable.prepare("image", photo)
+    else:
+        tensors = {spec.name: _zeros(spec.datatype, spec.shape) for spec in servable.manifest.input_specs}
+    try:
+        outputs = servable.run(tensors)
+    except RunFailed as exc:
+        path = servable.directory / servable.manifest.model_file
+        raise RegistryError(f"{path}: fails on a trial run, so it cannot serve: {exc}") from exc
+    servable.check_outputs(outputs)
+    servable.answer(outputs, 1)
+    return time.monotonic() - started
+
+
+def _grey_photo() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (320, 320), "grey").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _zeros(datatype: str, shape: tuple[int, ...]) -> Array:
+    sizes = [1 if size == -1 else size for size in shape]
+    if datatype == "BYTES":
+        return np.full(sizes, b"", dtype=object)
+    return np.zeros(sizes, dtype=NUMPY_DTYPES[datatype])
