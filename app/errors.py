@@ -28,6 +28,7 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     │   ├── OutOfBodyMemory      503  body_memory
     │   ├── ModelNotReady        503  model_not_ready
     │   └── ModelFailed          503  model_failed
+    │       └── ModelQuarantined 503  model_quarantined
     ├── DeadlineExceeded         504  deadline_exceeded
     ├── Internal                 500  internal
     ├── RunFailed                500  run_failed     (the model, not the server)
@@ -119,13 +120,19 @@ class MethodNotAllowed(HeadwayError):
 
 
 class BodyTimeout(HeadwayError):
+    """The connection is closed: what is left of the body would have to be awaited before the next request."""
+
     code = "body_timeout"
     status = 408
     grpc = "DEADLINE_EXCEEDED"
+    headers: tuple[tuple[str, str], ...] = (("connection", "close"),)
 
 
 class HeaderTimeout(BodyTimeout):
+    """Answered by the protocol layer, which closes by itself."""
+
     code = "header_timeout"
+    headers = ()
 
 
 class BodyTooLarge(HeadwayError):
@@ -203,6 +210,12 @@ class ModelFailed(Unavailable):
 
     code = "model_failed"
     retry_after_seconds = 10
+
+
+class ModelQuarantined(ModelFailed):
+    """The version crashed this server's workers too often; no worker of it runs it any more."""
+
+    code = "model_quarantined"
 
 
 class DeadlineExceeded(HeadwayError):

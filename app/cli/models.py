@@ -167,7 +167,7 @@ def _inline(value: Any) -> str:
 
 
 def _verify(store: Store, name: str, version: Version) -> dict[str, Any]:
-    from app.registry.lifecycle import load_servable
+    from app.registry.loading import load_servable
 
     error = None
     try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,9 +16,13 @@ from app.cli.console import FAILURE, MISUSE, ModelsOption, print_error, read_set
 from app.engine.cpu import Sizing, choose_sizing, cpu_allowance, memory_limit_bytes
 from app.errors import RegistryError
 from app.logs import configure_logging
+from app.registry.quarantine import Quarantine
 from app.registry.store import Store
 from app.registry.versions import Version
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.server.options import WorkerExit
 
 # Measured after the imports of a worker, before a model is loaded; half of it is shared with the master.
 _BASE_BYTES = 120_000_000
@@ -60,8 +66,9 @@ def serve(
 
 def _run(settings: Settings, sizing: Sizing) -> int:
     from app.server.master import serve as run_server
-    from app.server.options import ServerOptions
+    from app.server.options import ServerOptions, count_slots
 
+    quarantine = Quarantine(count_slots(sizing.workers), sizing.threads)
     drain = settings.drain_seconds
     if drain is None:
         drain = 0.0 if sys.stdin.isatty() or sys.stderr.isatty() else 5.0
@@ -82,11 +89,19 @@ def _run(settings: Settings, sizing: Sizing) -> int:
             log_level=settings.log_level,
             on_ready=Banner(settings, sizing).show,
             on_failed=print_error,
+            on_worker_exit=partial(_record_exit, quarantine),
+            shared=quarantine,
         )
     except ValueError as exc:
         print_error(str(exc))
         return FAILURE
     return run_server(options)
+
+
+def _record_exit(quarantine: Quarantine, end: WorkerExit) -> None:
+    """A worker that the master ended because it hung did not crash: which model was at fault cannot be told."""
+    signal_number = -end.status if end.status < 0 and not end.was_aborted else None
+    quarantine.record_exit(end.slot, signal_number, end.crashed_thread, time.monotonic())
 
 
 def _hand_down(settings: Settings, sizing: Sizing) -> None:
@@ -112,5 +127,6 @@ def _worker_bytes(settings: Settings) -> int:
             manifest = store.version(name, Version.parse(version)).manifest
             if manifest is not None:
                 measured = max((entry.rss_mb or 0 for entry in manifest.evaluation), default=0) * 1_000_000
-                total += 2 * int(measured or 3 * sum(entry.bytes for entry in manifest.files.values()))
+                one = measured or 3 * sum(entry.bytes for entry in manifest.files.values())
+                total += 2 * int(one) * (manifest.limits.instances or 1)
     return total

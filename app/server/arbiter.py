@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 
+from app.server.crash_dumps import find_crashed_thread
 from app.server.options import ServerOptions, WorkerExit
 from app.server.respawn import RespawnPlan
 from app.server.slots import Phase
@@ -162,13 +163,23 @@ class HeadwayArbiter(Arbiter):  # type: ignore[misc]
         if self.app.metrics_dir is not None:
             self.app.metrics_dir.reset_live(worker.slot)
         now = time.monotonic()
-        is_expected = worker.is_retired or self._is_stopped
-        end = WorkerExit(worker.slot, worker.pid, status, now - worker.born_at, is_expected)
-        if not is_expected:
+        dump = self.app.crash_dumps.take(worker.slot)
+        end = WorkerExit(
+            worker.slot,
+            worker.pid,
+            status,
+            now - worker.born_at,
+            is_expected=worker.is_retired or self._is_stopped,
+            was_aborted=worker.aborted,
+            crashed_thread=find_crashed_thread(dump),
+        )
+        if not end.is_expected:
             if status == EXIT_CONFIGURATION and not self._has_been_ready:
                 raise HaltServer(self.slots.read_report(), 1)
             pause = self._respawns.record_death(end.slot, end.lived_seconds, status != 0, now, has_served=has_served)
             self._log_death(end, pause)
+        if dump:
+            logger.error("worker %d (pid %d) was here as it ended:\n%s", end.slot, end.pid, dump)
         self._call(self.options.on_worker_exit, end)
 
     def _call(self, callback: Callable[[Any], None], value: object) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 
 from app.server.arbiter import HeadwayArbiter
+from app.server.crash_dumps import CrashDumps
 from app.server.listeners import (
     bind_listeners,
     close_listeners,
@@ -58,6 +59,7 @@ class HeadwayApplication(BaseApplication):  # type: ignore[misc]
         self.factory = factory
         self.slots = slots
         self.metrics_dir = metrics_dir
+        self.crash_dumps = CrashDumps(slots.total)
         self.address = describe_address(listeners[0], bool(options.certfile))
         # gunicorn closes the descriptor that it is given, after having copied it.
         self._descriptors = [os.dup(listener.fileno()) for listener in listeners]

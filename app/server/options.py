@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class ConfigurationError(Exception):
     """A setting is wrong: the message says which and what to do. Ends the server at its first start."""
+
+
+def count_slots(workers: int) -> int:
+    """The worker slots of a server: spare ones, because a reload runs the old and the new workers side by side."""
+    return 2 * workers + 2
 
 
 class Flag(Protocol):
@@ -28,24 +33,31 @@ class WorkerContext:
     `slot` is unique among the living workers and is taken over by a dead worker's replacement; it is below
     `workers` except during a reload. `draining` is set in all workers at once when the server was told to
     end: readiness should then answer 503. `metrics_dir` holds prometheus_client's multiprocess files of
-    this start.
+    this start. `shared` is that of the ServerOptions, as the fork left it.
     """
 
     slot: int
     workers: int
     draining: Flag
     metrics_dir: Path | None
+    shared: Any = None
 
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """One worker's end. `status` is its exit code, or minus the number of the signal that killed it."""
+    """One worker's end. `status` is its exit code, or minus the number of the signal that killed it.
+
+    `was_aborted`: the master ended it, because it hung. `crashed_thread` is the `threading.get_ident()` of the
+    thread that crashed; None where it is not known, or was none of Python's.
+    """
 
     slot: int
     pid: int
     status: int
     lived_seconds: float
     is_expected: bool
+    was_aborted: bool = False
+    crashed_thread: int | None = None
 
 
 def _ignore(_: object) -> None:
@@ -61,8 +73,9 @@ class ServerOptions:
     accepted. `uds` (a path) replaces host and port; `also_bind` adds listeners, told apart by the scope's
     `server`. `on_ready(address)` runs in the master once, when the first worker accepts;
     `on_failed(reason)` once, when the server ends because it could not be started (without it the reason is
-    printed on stderr); `on_worker_exit` after each worker's end. They must be quick: the master does
-    nothing else meanwhile.
+    printed on stderr); `on_worker_exit` after each worker's end, before its slot is taken again. They must be
+    quick: the master does nothing else meanwhile. `shared` is handed to every worker; to be one thing in all
+    processes it must lie in memory that a fork shares.
     """
 
     app: str
@@ -94,6 +107,7 @@ class ServerOptions:
     on_ready: Callable[[str], None] = _ignore
     on_failed: Callable[[str], None] | None = None
     on_worker_exit: Callable[[WorkerExit], None] = _ignore
+    shared: Any = None
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, cast
 from urllib.parse import unquote
@@ -28,6 +29,8 @@ LINGER_SECONDS = 2.0
 
 # In a request's scope: what the application wants called when the client leaves before its answer.
 LEAVE_KEY = "headway.leave"
+# In a request's scope: when its last byte was read, in time.perf_counter() seconds.
+READ_KEY = "headway.read"
 
 logger = logging.getLogger("headway.server")
 
@@ -161,6 +164,10 @@ class HeadwayProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._pending_bytes = self._carried_bytes = self._read_bytes
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.scope[READ_KEY] = time.perf_counter()  # type: ignore[literal-required]
+        super().on_message_complete()
 
     def _measure_head(self) -> int:
         """Bytes of the head just parsed, for the rare read that may hold too many (or a long body)."""

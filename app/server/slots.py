@@ -1,13 +1,14 @@
 """The memory that the master and its workers share: one record for each worker slot, the phase of the whole.
 
-Made before the first fork, anonymous, so it ends with the last process. There are spare slots, because a
-reload runs the old and the new workers side by side for a while. Each word has one writer at a time.
+Made before the first fork, anonymous, so it ends with the last process. Each word has one writer at a time.
 """
 
 from __future__ import annotations
 
 import mmap
 from enum import IntEnum
+
+from app.server.options import count_slots
 
 # The load of a slot in which nobody accepts: more than any real one, so that no neighbour waits for it.
 NOT_ACCEPTING = 1 << 62
@@ -29,7 +30,7 @@ class Slots:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self.total = 2 * workers + 2
+        self.total = count_slots(workers)
         words = 1 + 2 * self.total
         self._memory = memoryview(mmap.mmap(-1, words * _WORD + _REPORT_BYTES))
         cells = self._memory[: words * _WORD].cast("q")

@@ -9,7 +9,6 @@ into the lifespan's shutdown, which always runs, with a bound on its time.
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import logging
 import os
 import signal
@@ -58,10 +57,6 @@ class HeadwayWorker(UvicornWorker):  # type: ignore[misc]
     def init_process(self) -> None:
         """Runs the whole life of the process; never returns, and never raises."""
         try:
-            faulthandler.enable()  # where the worker hung, when the master aborts it (SIGABRT)
-        except (OSError, ValueError):
-            logger.debug("no stderr for faulthandler")
-        try:
             super().init_process()
         except BaseException as exc:
             self._end(exc)
@@ -74,6 +69,7 @@ class HeadwayWorker(UvicornWorker):  # type: ignore[misc]
             workers=state.options.workers,
             draining=DrainFlag(state.slots),
             metrics_dir=state.metrics_dir.path if state.metrics_dir else None,
+            shared=state.options.shared,
         )
         self.wsgi = state.factory(context)
 
@@ -81,6 +77,8 @@ class HeadwayWorker(UvicornWorker):  # type: ignore[misc]
         """As the base, but SIGUSR1 (reopen the log files) is nothing here: there are none."""
         super().init_signals()
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        # After the base, which takes SIGABRT away from it: the master sends that to a worker that hangs.
+        self.app.crash_dumps.enable(self.slot)
 
     def run(self) -> None:
         with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,8 @@ async def answer(context: WorkerContext, scope: Any, receive: Any, send: Any) ->
         await asyncio.sleep(float(path[7:]))
     elif path.startswith("/block/"):
         time.sleep(float(path[7:]))
+    elif path.startswith("/crash/"):
+        await asyncio.to_thread(CRASHES[path[7:]])
     elif path == "/bug":
         raise RuntimeError("a bug")
     body = b""
@@ -63,6 +67,21 @@ async def answer(context: WorkerContext, scope: Any, receive: Any, send: Any) ->
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
+
+
+def _crash_in_python_thread() -> None:
+    (FLAGS / "crashing-thread").write_text(str(threading.get_ident()))
+    ctypes.string_at(0)
+
+
+def _crash_in_native_thread() -> None:
+    """As in a runtime's own thread pool: Python knows nothing of it."""
+    libc = ctypes.CDLL(None)
+    libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, libc.abort, None)
+    time.sleep(30)
+
+
+CRASHES = {"python": _crash_in_python_thread, "native": _crash_in_native_thread}
 
 
 def make_misconfigured(_: WorkerContext) -> Any:

@@ -30,6 +30,8 @@ logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s
 def on_ready(address):
     print("READY", address, flush=True)
 def on_worker_exit(end):
+    if end.status < 0:
+        print("CRASH", end.slot, "thread", end.crashed_thread, "aborted", end.was_aborted, flush=True)
     print("EXIT", end.slot, end.status, flush=True)
 options = json.loads(sys.argv[1])
 options["also_bind"] = tuple(map(tuple, options.get("also_bind", ())))
