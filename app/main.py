@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import threading
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +20,7 @@ from starlette.types import ASGIApp
 import app as package
 from app.api.application import Application
 from app.api.body import BodyReader
+from app.api.body_clock import BodyClock
 from app.api.catalog import CatalogApi
 from app.api.middleware import KeyRing, RequestMiddleware
 from app.api.operations import OperationsApi
@@ -30,6 +33,8 @@ from app.engine.readiness import Flag, Readiness
 from app.logs import AccessLog, configure_logging
 from app.metrics import Metrics
 from app.registry.lifecycle import Registry
+from app.registry.quarantine import Quarantine, WorkerQuarantine
+from app.registry.states import ModelStates
 from app.registry.store import Store
 from app.server.options import WorkerContext
 from app.settings import Settings
@@ -47,26 +52,32 @@ def create_app(
     workers: int = 1,
     metrics: Metrics | None = None,
     draining: Flag | None = None,
+    quarantine: WorkerQuarantine | None = None,
+    on_stuck: Callable[[str], None] | None = None,
 ) -> Application:
     """An application of one process; its lifespan loads the models before the first request is accepted.
 
-    `threads` run models at one time. `metrics` and `draining` come from the process layer where there is one.
+    `threads` run models at one time. The rest comes from the process layer where there is one.
     """
     metrics = metrics or Metrics()
-    registry = Registry(Store(settings.models, settings.releases), cpu_features=cpu_features())
-    batcher = Batcher(threads, metrics)
+    registry = Registry(Store(settings.models, settings.releases), cpu_features=cpu_features(), quarantine=quarantine)
+    states = ModelStates(registry, metrics)
+    batcher = Batcher(threads, metrics, on_stuck)
     inference = Inference(registry, batcher, metrics)
     access_log = AccessLog(settings.log_format)
-    bodies = BodyReader(settings.max_body_bytes, _inflight_bytes(settings) // workers, settings.body_timeout_seconds)
+    clock = BodyClock(settings.body_timeout_seconds, settings.body_min_bytes_per_second)
+    bodies = BodyReader(settings.max_body_bytes, _inflight_bytes(settings) // workers, clock)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         access_log.start()
         await asyncio.to_thread(registry.load)
-        _publish_states(registry, metrics)
+        states.publish()
+        watch = asyncio.create_task(states.watch())
         try:
             yield
         finally:
+            watch.cancel()
             await asyncio.to_thread(batcher.close)
             registry.close()
             access_log.close()
@@ -78,7 +89,7 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
-        telemetry={"auto_configure": False},
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     predict = PredictApi(
         inference,
@@ -113,17 +124,6 @@ def _inflight_bytes(settings: Settings) -> int:
     return settings.max_inflight_bytes or (memory_limit_bytes() or 4 * 2**30) // 4
 
 
-def _publish_states(registry: Registry, metrics: Metrics) -> None:
-    for model in registry.models.values():
-        for status in model.versions.values():
-            metrics.model_state.labels(model.name, status.version, status.state).inc()
-            metrics.model_load.labels(model.name, status.version).set(status.load_seconds)
-            if status.servable is not None:
-                manifest = status.servable.manifest
-                metrics.model_info.labels(model.name, status.version, manifest.task, manifest.runtime).set(1)
-                metrics.model(model.name, status.version)
-
-
 def worker_app(context: WorkerContext) -> ASGIApp:
     """The application of one worker of `headway serve`; settings come from the environment."""
     settings = Settings()
@@ -135,7 +135,15 @@ def worker_app(context: WorkerContext) -> ASGIApp:
         workers=context.workers,
         metrics=Metrics(context.metrics_dir, context.slot),
         draining=context.draining,
+        quarantine=context.shared.join(context.slot) if isinstance(context.shared, Quarantine) else None,
+        on_stuck=_retire,
     )
+
+
+def _retire(model: str) -> None:
+    """This worker has lost a thread and a core to a run that does not end: it drains, and the master replaces it."""
+    logger.error("a run of %s cannot be ended; this worker answers what it has, and is replaced", model)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _application_from_environment() -> ASGIApp:

@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     )
     max_items: int = Field(64, ge=1, le=10_000, description="Most images or texts in one request.")
     body_timeout_seconds: float = Field(30, gt=0, description="Time to receive a whole body; then 408.")
+    body_min_bytes_per_second: int = Field(
+        1024,
+        ge=0,
+        description="Slowest pace of a body, on average, once a third of its time has passed; then 408. 0 sets none.",
+    )
     deadline_ms: int = Field(10_000, ge=1, description="Time to answer, from the last byte of the body; then 504.")
     max_deadline_ms: int = Field(60_000, ge=1, description="Largest deadline that a caller may ask for.")
     trust_priority: bool = Field(False, description="Heed Headway-Priority; else every caller could call itself high.")

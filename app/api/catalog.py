@@ -18,7 +18,9 @@ _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: ERROR_RESPONSES[404]}
 
 class VersionRead(BaseModel):
     version: str
-    state: str = Field(examples=["ready"], description="ready, loading, failed, or on_disk for one not released.")
+    state: str = Field(
+        examples=["ready"], description="ready, loading, failed, quarantined, or on_disk for one not released."
+    )
     error: str | None = None
 
 

@@ -1,4 +1,4 @@
-"""What a caller of /predict sends: JSON, a multipart upload or the bytes of an image, decoded to one shape."""
+"""What a caller of /predict sends: JSON, a multipart upload, an image's or a tensor's bytes, decoded to one shape."""
 
 from __future__ import annotations
 
@@ -18,26 +18,64 @@ from app.errors import (
     HeadwayError,
     InvalidContent,
     InvalidImage,
+    InvalidTensor,
     MalformedRequest,
     UnsupportedMediaType,
 )
-from app.registry.servable import Content
+from app.processing.tensor import tensors_from_bytes
+from app.registry.servable import Content, ContentKind, Servable
+from app.tensors import Tensors
 
 _request_adapter = TypeAdapter(PredictRequest)
-_CONTENT_TYPES = "application/json, multipart/form-data or image/*"
+_CONTENT_TYPES = "application/json, multipart/form-data, image/* or application/octet-stream (a tensor)"
+TENSOR_TYPE = "application/octet-stream"
+# What an image file begins with; of WebP, the four bytes after these are its length.
+_IMAGE_BEGINNINGS = (
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"GIF8", "image/gif"),
+    (b"RIFF", "image/webp"),
+    (b"II*\0", "image/tiff"),
+    (b"MM\0*", "image/tiff"),
+    (b"BM", "image/bmp"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class PredictContent:
-    """What was sent, of any content type, decoded: images are bytes, or the error that decoding one gave."""
+    """What was sent, of any content type, decoded: images are bytes, or the error that decoding one gave.
+
+    `tensor` is the bytes of one: what they mean, the model says.
+    """
 
     image: bytes | None = None
     images: list[bytes | HeadwayError] | None = None
     inputs: Any = None
+    tensor: bytes | None = None
     model: str | None = None
     top_k: int = DEFAULT_TOP_K
 
-    def content(self) -> Content:
+    @property
+    def kind(self) -> ContentKind:
+        return "tensor" if self.inputs is not None or self.tensor is not None else "image"
+
+    def inputs_for(self, servable: Servable) -> Content | Tensors:
+        """What a model gets of it. Raises InvalidTensor for bytes that are no tensor of its input."""
+        if self.tensor is None:
+            return self._content()
+        try:
+            return tensors_from_bytes(self.tensor, servable.manifest.input_specs)
+        except InvalidTensor as exc:
+            raise InvalidTensor(f"{exc}{self.describe_image()}") from exc
+
+    def describe_image(self) -> str:
+        """For an error's end: what to do where the bytes sent as a tensor look like an image file, else nothing."""
+        for beginning, media_type in _IMAGE_BEGINNINGS:
+            if self.tensor is not None and self.tensor.startswith(beginning):
+                return f". It looks like an image file: send {media_type} as its Content-Type"
+        return ""
+
+    def _content(self) -> Content:
         if self.inputs is not None:
             return Content("tensor", (self.inputs,))
         return Content("image", (self.image,) if self.image is not None else tuple(self.images or ()))
@@ -54,7 +92,9 @@ async def parse_content(request: Request, body: bytes, max_items: int) -> Predic
     if media_type == "application/json" or media_type.endswith("+json"):
         content = _from_json(body)
     elif media_type.startswith("image/"):
-        content = _from_raw(body, request)
+        content = PredictContent(image=body, **_parse_query(request))
+    elif media_type == TENSOR_TYPE:
+        content = PredictContent(tensor=body, **_parse_query(request))
     elif media_type == "multipart/form-data":
         content = await _from_multipart(body, request.headers, max_items)
     else:
@@ -81,12 +121,13 @@ def _from_json(body: bytes) -> PredictContent:
     )
 
 
-def _from_raw(body: bytes, request: Request) -> PredictContent:
+def _parse_query(request: Request) -> dict[str, Any]:
+    """What a raw body has beside it."""
     query = request.query_params
     unknown = sorted(set(query) - {"model", "top_k"})
     if unknown:
         raise MalformedRequest(f"unknown query parameter {unknown[0]!r}; there are model and top_k")
-    return PredictContent(image=body, model=query.get("model"), top_k=_parse_top_k(query.get("top_k")))
+    return {"model": query.get("model"), "top_k": _parse_top_k(query.get("top_k"))}
 
 
 async def _from_multipart(body: bytes, headers: Headers, max_items: int) -> PredictContent:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import re
-import secrets
 import time
 from dataclasses import dataclass, field
 
@@ -45,7 +45,7 @@ def new_context(scope: Scope) -> RequestContext:
             request_id = value.decode("ascii")
         elif name == b"traceparent" and (match := _TRACEPARENT.fullmatch(value)):
             trace_id = match[1].decode("ascii")
-    return RequestContext(request_id=request_id or secrets.token_hex(16), trace_id=trace_id)
+    return RequestContext(request_id=request_id or f"{random.getrandbits(128):032x}", trace_id=trace_id)
 
 
 def context_of(scope: Scope) -> RequestContext:

@@ -13,12 +13,12 @@ _DIGIT = [
     0, 5, 8, 0, 0, 9, 8, 0, 0, 4, 11, 0, 1, 12, 7, 0, 0, 2, 14, 5, 10, 12, 0, 0, 0, 0, 6, 13, 10, 0, 0, 0,
 ]  # fmt: skip
 _QUERY = [
-    {"name": "model", "in": "query", "schema": {"type": "string"}, "description": "For a raw image body."},
+    {"name": "model", "in": "query", "schema": {"type": "string"}, "description": "For a raw body."},
     {
         "name": "top_k",
         "in": "query",
         "schema": {"type": "integer", "minimum": 1},
-        "description": "For a raw image body.",
+        "description": "For a raw body.",
     },
 ]
 
@@ -61,6 +61,14 @@ PREDICT_BODY: dict[str, Any] = {
                 }
             },
             "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {
+                "schema": {
+                    "type": "string",
+                    "format": "binary",
+                    "description": "The tensor of the model's only input: little-endian, C order, no header. "
+                    "Its datatype and shape are those of the manifest; one free size follows from the number of bytes.",
+                }
+            },
         },
     },
 }

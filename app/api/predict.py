@@ -17,14 +17,14 @@ from starlette.responses import Response
 
 from app.api.application import RawRoute
 from app.api.body import BodyReader
-from app.api.content import parse_content
+from app.api.content import TENSOR_TYPE, PredictContent, parse_content
 from app.api.context import RequestContext, context_of
 from app.api.examples import PREDICT_BODY, PREDICT_RESPONSES
 from app.api.peek import peek_json, peek_query
-from app.engine.batcher import Priority
 from app.engine.call import Answer, Call
 from app.engine.inference import Inference
-from app.errors import HeadwayError, MalformedRequest
+from app.engine.lane import Priority
+from app.errors import HeadwayError, MalformedRequest, ModelRequired
 from app.metrics import Metrics
 from app.processing.tensor import tensors_to_json
 from app.registry.lifecycle import Resolved
@@ -70,7 +70,7 @@ class PredictApi:
         )
 
     async def predict(self, request: Request) -> Response:
-        """Takes JSON, a multipart upload (field `image`) or the bytes of an image as the whole body."""
+        """Takes JSON, a multipart upload (field `image`), or the bytes of an image or of a tensor as the whole body."""
         context = context_of(request.scope)
         context.protocol = PROTOCOL
         body = await self._bodies.read(request)
@@ -80,13 +80,14 @@ class PredictApi:
         if self._inference.is_busy:
             self._check_room(request, body, deadline_ms, priority)
         wire = await parse_content(request, body, self._max_items)
-        content = wire.content()
         routing_key = _routing_key(request.headers)
+        resolved = self._resolve(wire, routing_key)
+        _note_model(context, resolved)
+        inputs = wire.inputs_for(resolved.servable)
         decoded = time.monotonic()
-        resolved = self._inference.resolve(_parse_ref(wire.model), content.kind, routing_key)
         limit_ms = resolved.servable.manifest.limits.deadline_ms or deadline_ms
         call = Call(
-            inputs=content,
+            inputs=inputs,
             deadline=arrived + min(deadline_ms, limit_ms) / 1e3,
             is_plural=wire.images is not None,
             top_k=wire.top_k,
@@ -95,7 +96,7 @@ class PredictApi:
             priority=priority,
             on_admitted=partial(request.scope.__setitem__, LEAVE_KEY),
         )
-        answer = await self._answer(call, resolved, context)
+        answer = await self._answer(call, resolved)
         answer.timings.decode = decoded - arrived
         context.timings = answer.timings
         kind = resolved.servable.manifest.answer
@@ -103,9 +104,14 @@ class PredictApi:
         content_bytes, status = render_answer(answer, context, is_plural=wire.image is None, unit=unit)
         return Response(content_bytes, status, {"server-timing": _server_timing(context)}, "application/json")
 
-    async def _answer(self, call: Call, resolved: Resolved, context: RequestContext) -> Answer:
+    def _resolve(self, wire: PredictContent, routing_key: bytes | None) -> Resolved:
+        try:
+            return self._inference.resolve(_parse_ref(wire.model), wire.kind, routing_key)
+        except ModelRequired as exc:
+            raise ModelRequired(f"{exc}{wire.describe_image()}") from exc
+
+    async def _answer(self, call: Call, resolved: Resolved) -> Answer:
         servable = resolved.servable
-        context.model, context.version, context.alias = servable.name, servable.version, resolved.alias
         gauge = self._metrics.model(servable.name, servable.version).in_flight
         gauge.inc()
         try:
@@ -115,17 +121,15 @@ class PredictApi:
 
     def _check_room(self, request: Request, body: bytes, deadline_ms: int, priority: Priority) -> None:
         """Refuse what cannot be answered in time before it is parsed; what cannot be told yet goes on."""
-        media_type = request.headers.get("content-type", "")
+        media_type = request.headers.get("content-type", "").lower()
         ref, kind = peek_json(body)
-        if media_type.startswith("image/"):
-            ref, kind = peek_query(request.query_params), "image"
+        if media_type.startswith(("image/", TENSOR_TYPE)):
+            ref, kind = peek_query(request.query_params), "image" if media_type.startswith("image/") else "tensor"
         try:
             resolved = self._inference.resolve(ref, kind)
         except HeadwayError:
             return
-        servable = resolved.servable
-        context = context_of(request.scope)
-        context.model, context.version, context.alias = servable.name, servable.version, resolved.alias
+        _note_model(context_of(request.scope), resolved)
         self._inference.check_room(resolved, deadline_ms / 1e3, priority)
 
     def _priority(self, headers: Headers) -> Priority:
@@ -141,6 +145,11 @@ class PredictApi:
         if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= self._max_deadline_ms:
             raise MalformedRequest(f"Headway-Timeout-Ms must be a whole number from 1 to {self._max_deadline_ms}")
         return int(text)
+
+
+def _note_model(context: RequestContext, resolved: Resolved) -> None:
+    context.model, context.version = resolved.servable.name, resolved.servable.version
+    context.alias = resolved.alias
 
 
 def _parse_ref(model: str | None) -> ModelRef | None:
@@ -206,12 +215,5 @@ def _server_timing(context: RequestContext) -> str:
     """https://www.w3.org/TR/server-timing/, milliseconds; `total` runs from the first byte of the request."""
     timings = context.timings
     assert timings is not None
-    stages = (
-        ("decode", timings.decode),
-        ("queue", timings.queue),
-        ("preprocess", timings.preprocess),
-        ("inference", timings.inference),
-        ("postprocess", timings.postprocess),
-        ("total", time.perf_counter() - context.started),
-    )
+    stages = (*timings.stages(), ("total", time.perf_counter() - context.started))
     return ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in stages)

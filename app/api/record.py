@@ -6,7 +6,6 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from starlette.types import Scope
@@ -16,6 +15,9 @@ from app.logs import AccessLog
 from app.metrics import UNKNOWN, Metrics
 
 logger = logging.getLogger(__name__)
+
+# In a request's scope: when the server had read its last byte (app/server/protocol.py).
+READ_KEY = "headway.read"
 
 _REJECTIONS = {
     "overloaded": "overload",
@@ -41,11 +43,11 @@ class Recorder:
     def __call__(self, scope: Scope, context: RequestContext) -> None:
         self._release(context)
         try:
-            duration = time.perf_counter() - context.started
+            now = time.perf_counter()
             if context.protocol is not None:
-                self._count(context, context.protocol, duration)
+                self._count(context, context.protocol, now - context.started)
             if context.status >= 500 or (self._sample and random.random() < self._sample):
-                self._access_log.record(_access_line(scope, context, duration))
+                self._access_log.record(_access_line(scope, context, now))
         except Exception:
             self._metrics.unrecorded.inc()
             logger.exception("recording request %s failed", context.request_id)
@@ -58,24 +60,27 @@ class Recorder:
         if reason is not None:
             self._metrics.rejected.labels(model, reason).inc()
         if context.timings is not None:
-            for stage, seconds in asdict(context.timings).items():
+            for stage, seconds in context.timings.stages():
                 bound.stages[stage].observe(seconds)
 
 
-def _access_line(scope: Scope, context: RequestContext, duration: float) -> dict[str, Any]:
+def _access_line(scope: Scope, context: RequestContext, now: float) -> dict[str, Any]:
+    """`duration_ms` runs from the first byte of the request, `after_body_ms` from its last: how long we took."""
     line: dict[str, Any] = {
         "request_id": context.request_id,
         "method": scope["method"],
         "path": scope["path"],
         "status": context.status,
-        "duration_ms": round(duration * 1e3, 2),
+        "duration_ms": round((now - context.started) * 1e3, 2),
         "bytes_in": context.body_bytes,
         "bytes_out": context.answer_bytes,
     }
+    if READ_KEY in scope:  # else the answer did not wait for the body, or another server runs the application
+        line["after_body_ms"] = round((now - scope[READ_KEY]) * 1e3, 3)
     for name in ("trace_id", "model", "version", "alias", "key_id", "error_code"):
         value = getattr(context, name)
         if value is not None:
             line[name] = value
     if context.timings is not None:
-        line["stages_ms"] = {stage: round(seconds * 1e3, 2) for stage, seconds in asdict(context.timings).items()}
+        line["stages_ms"] = {stage: round(seconds * 1e3, 2) for stage, seconds in context.timings.stages()}
     return line

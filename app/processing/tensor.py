@@ -1,7 +1,8 @@
-"""Numbers as JSON carries them to the tensors that a model declares, and outputs back to JSON."""
+"""Numbers as JSON or raw bytes carry them to the tensors that a model declares, and outputs back to JSON."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -34,6 +35,48 @@ def tensors_from_json(values: Any, specs: Sequence[TensorSpec]) -> dict[str, Arr
         raise InvalidTensor(f"this model has several inputs: send inputs as an object with the keys {names}")
     check_names(by_name, specs)
     return {spec.name: _array(by_name[spec.name], spec) for spec in specs}
+
+
+def tensors_from_bytes(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    """The only input of a model from its bytes: little-endian, C order, no header. The array is read-only and keeps
+    `data` alive; nothing is copied.
+
+    One free dimension follows from the number of bytes. Values are taken as they are, NaN and infinities too.
+    Raises InvalidTensor for several inputs, BYTES, two free dimensions, a wrong number of bytes, a BOOL not 0 or 1.
+    """
+    if len(specs) != 1:
+        names = ", ".join(spec.name for spec in specs)
+        raise InvalidTensor(f"this model has the inputs {names}, and a raw body carries one; send JSON inputs by name")
+    spec = specs[0]
+    if spec.datatype == "BYTES":
+        raise InvalidTensor(f"input {spec.name!r} takes strings, whose ends a raw body does not tell; send JSON inputs")
+    shape = _infer_shape(len(data), spec)
+    dtype = NUMPY_DTYPES[spec.datatype]
+    if dtype.kind == "b":
+        flags = np.frombuffer(data, np.uint8)
+        if flags.max(initial=0) > 1:
+            raise InvalidTensor(f"input {spec.name!r} takes BOOL: each byte is 0 or 1")
+        return {spec.name: flags.view(dtype).reshape(shape)}
+    array = np.frombuffer(data, dtype.newbyteorder("<"))
+    return {spec.name: array.astype(dtype, copy=False).reshape(shape)}
+
+
+def _infer_shape(size: int, spec: TensorSpec) -> tuple[int, ...]:
+    """The shape that makes `size` bytes of a spec with at most one free dimension."""
+    free = spec.shape.count(-1)
+    if free > 1:
+        raise InvalidTensor(
+            f"input {spec.name!r} has the shape {describe_shape(spec.shape)}: the number of bytes does not tell its "
+            f"{free} free sizes; send JSON inputs"
+        )
+    unit = math.prod(length for length in spec.shape if length != -1) * NUMPY_DTYPES[spec.datatype].itemsize
+    if (free and size and unit and size % unit == 0) or (not free and size == unit):
+        return tuple(size // unit if length == -1 else length for length in spec.shape)
+    each = "" if not free else " a row" if spec.shape[0] == -1 else " for each n"
+    raise InvalidTensor(
+        f"input {spec.name!r} takes {unit:,} bytes{each} ({spec.datatype} {describe_shape(spec.shape)}); "
+        f"the body has {size:,} bytes"
+    )
 
 
 def check_names(given: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:

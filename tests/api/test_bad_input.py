@@ -174,11 +174,12 @@ def test_a_bad_multipart_body_is_refused(client: httpx.Client, content_type: str
 
 @pytest.fixture(scope="module")
 def small_server(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One worker that takes bodies of 1 MB, 8 MB at one time, and half a second for each."""
+    """One worker that takes bodies of 1 MB, 8 MB at one time, and 3 seconds for each, however slowly it comes."""
     limits = {
         "HEADWAY_MAX_BODY_BYTES": "1000000",
         "HEADWAY_MAX_INFLIGHT_BYTES": "8000000",
         "HEADWAY_BODY_TIMEOUT_SECONDS": "3",
+        "HEADWAY_BODY_MIN_BYTES_PER_SECOND": "0",
     }
     with running_server(tmp_path_factory.mktemp("small") / "log", workers=1, **limits) as server:
         yield server

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -33,19 +36,24 @@ def rejected(server: RunningServer, reason: str) -> float:
     )
 
 
-def test_what_cannot_be_answered_in_time_is_refused_at_once(single: RunningServer, cat: bytes) -> None:
-    """40 callers want a photo answered within 60 ms: what is let in is answered, the rest is told when to come back."""
+@pytest.mark.parametrize("content_type", ["image/jpeg", "application/octet-stream"])
+def test_what_cannot_be_answered_in_time_is_refused_at_once(
+    single: RunningServer, cat: bytes, content_type: str
+) -> None:
+    """40 callers want an answer within 100 ms: what is let in is answered, the rest is told when to come back."""
+    url = f"{single.url}/predict?model=efficientnet-lite0"
+    content = cat if content_type == "image/jpeg" else bytes(224 * 224 * 3)
     answers: Counter[int] = Counter()
     refusals: list[httpx.Response] = []
     lock = threading.Lock()
     gate = threading.Barrier(40)
 
     def ask() -> None:
-        headers = {"content-type": "image/jpeg", "headway-timeout-ms": "60"}
+        headers = {"content-type": content_type, "headway-timeout-ms": "100"}
         with httpx.Client(timeout=PATIENCE_SECONDS) as client:
             gate.wait(PATIENCE_SECONDS)
             for _ in range(5):
-                answer = client.post(f"{single.url}/predict", content=cat, headers=headers)
+                answer = client.post(url, content=content, headers=headers)
                 with lock:
                     answers[answer.status_code] += 1
                     if answer.status_code == 503:
@@ -68,20 +76,36 @@ def test_what_cannot_be_answered_in_time_is_refused_at_once(single: RunningServe
     assert rejected(single, "overload") - before == len(refusals)
 
 
-def test_callers_that_leave_are_dropped_and_harm_nobody(single: RunningServer, cat: bytes) -> None:
+def test_callers_that_leave_a_queue_are_dropped_and_harm_nobody(single: RunningServer, cat: bytes) -> None:
+    """Of 60 callers in one queue two thirds leave: the others get what they get alone."""
     host, port = single.url.removeprefix("http://").split(":")
     head = f"POST /predict HTTP/1.1\r\nhost: t\r\ncontent-type: image/jpeg\r\ncontent-length: {len(cat)}\r\n\r\n"
     before = rejected(single, "disconnected")
-    for _ in range(40):
-        with socket.create_connection((host, int(port))) as connection:
+    connections = [socket.create_connection((host, int(port)), PATIENCE_SECONDS) for _ in range(60)]
+    try:
+        for connection in connections:
             connection.sendall(head.encode() + cat)
-    with httpx.Client(timeout=PATIENCE_SECONDS) as client:
-        body = {"inputs": [ROW], "model": "digits"}
-        assert client.post(f"{single.url}/predict", json=body).status_code == 200
-        limit = time.monotonic() + PATIENCE_SECONDS
-        while rejected(single, "disconnected") == before and time.monotonic() < limit:
-            time.sleep(0.05)
+        for number, connection in enumerate(connections):
+            if number % 3:
+                connection.close()
+        answers = [read_answer(connection) for connection in connections[::3]]
+    finally:
+        for connection in connections:
+            connection.close()
+    assert [status for status, _ in answers] == [200] * 20
+    alone = httpx.post(f"{single.url}/predict", content=cat, headers={"content-type": "image/jpeg"}).json()
+    assert {json.dumps(body["predictions"]) for _, body in answers} == {json.dumps(alone["predictions"])}
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while rejected(single, "disconnected") == before and time.monotonic() < limit:
+        time.sleep(0.05)
     assert rejected(single, "disconnected") > before
+    assert '\nheadway_queue_depth{model="efficientnet-lite0"} 0.0' in httpx.get(f"{single.url}/metrics").text
+
+
+def read_answer(connection: socket.socket) -> tuple[int, Any]:
+    response = http.client.HTTPResponse(connection, method="POST")
+    response.begin()
+    return response.status, json.loads(response.read())
 
 
 @pytest.mark.parametrize("value", ["urgent", "", "1"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from app.errors import InvalidTensor
-from app.processing.tensor import check_tensors, tensors_from_json, tensors_to_json
+from app.processing.tensor import check_tensors, tensors_from_bytes, tensors_from_json, tensors_to_json
 from app.tensors import DATATYPES, NUMPY_DTYPES, Array, TensorSpec, object_array
 
 
@@ -235,3 +236,52 @@ def test_any_json_gives_a_good_array_or_invalid_tensor(values: Any, datatype: st
     except InvalidTensor:
         return
     check_tensors({"x": array}, [TensorSpec("x", datatype, shape)])
+
+
+@pytest.mark.parametrize("datatype", [name for name in DATATYPES if name not in ("BYTES", "BOOL")])
+@pytest.mark.parametrize(("shape", "actual"), [((-1, 3), (2, 3)), ((3, -1), (3, 2)), ((2, 3), (2, 3)), ((), ())])
+def test_tensors_from_bytes_gives_the_array_without_a_copy(
+    datatype: str, shape: tuple[int, ...], actual: tuple[int, ...]
+) -> None:
+    expected = np.arange(math.prod(actual)).reshape(actual).astype(NUMPY_DTYPES[datatype])
+    data = expected.astype(expected.dtype.newbyteorder("<")).tobytes()
+    array = tensors_from_bytes(data, [TensorSpec("x", datatype, shape)])["x"]
+    assert array.dtype == NUMPY_DTYPES[datatype]
+    np.testing.assert_array_equal(array, expected)
+    assert array.flags.c_contiguous
+    if sys.byteorder == "little":
+        assert np.shares_memory(array, np.frombuffer(data, np.uint8))
+
+
+def test_tensors_from_bytes_booleans_are_0_or_1() -> None:
+    spec = TensorSpec("x", "BOOL", (-1, 2))
+    array = tensors_from_bytes(b"\0\1\1\0", [spec])["x"]
+    np.testing.assert_array_equal(array, [[False, True], [True, False]])
+    assert array.dtype == np.bool_
+    with pytest.raises(InvalidTensor, match="each byte is 0 or 1"):
+        tensors_from_bytes(b"\0\2", [spec])
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "size", "words"),
+    [
+        ("FP32", (-1, 3), 13, r"takes 12 bytes a row \(FP32 \[n, 3\]\); the body has 13 bytes"),
+        ("FP32", (-1, 3), 0, "the body has 0 bytes"),
+        ("FP64", (3, -1), 23, r"takes 24 bytes for each n \(FP64 \[3, n\]\)"),
+        ("UINT8", (-1, 224, 224, 3), 150_527, "takes 150,528 bytes a row"),
+        ("INT64", (2,), 24, r"takes 16 bytes \(INT64 \[2\]\); the body has 24 bytes"),
+        ("FP32", (), 3, r"takes 4 bytes \(FP32 \[\]\)"),
+        ("FP32", (-1, 3, -1, -1), 12, "does not tell its 3 free sizes; send JSON inputs"),
+        ("BYTES", (-1,), 3, "takes strings"),
+        ("FP32", (-1, 0), 8, "the body has 8 bytes"),
+    ],
+)
+def test_tensors_from_bytes_refuses(datatype: str, shape: tuple[int, ...], size: int, words: str) -> None:
+    with pytest.raises(InvalidTensor, match=words):
+        tensors_from_bytes(b"\0" * size, [TensorSpec("x", datatype, shape)])
+
+
+def test_tensors_from_bytes_takes_one_input_only() -> None:
+    specs = [TensorSpec("a", "FP32", (-1,)), TensorSpec("b", "INT64", (-1,))]
+    with pytest.raises(InvalidTensor, match="the inputs a, b, and a raw body carries one"):
+        tensors_from_bytes(b"\0" * 8, specs)
