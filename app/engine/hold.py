@@ -9,12 +9,12 @@ import math
 _ONE_THREAD_SECONDS = 0.0005
 _MANY_THREADS_SECONDS = 0.0001
 # After a run in the event loop that took so much longer the model keeps to the threads for a while.
-_FAR_TOO_LONG_SECONDS = 0.05
+_FAR_TOO_LONG_SECONDS = 0.1
 _KEEP_OFF_SECONDS = 30.0
 
 
 class Hold:
-    """What a run would hold the event loop up for: its CPU time, whoever else uses this machine meanwhile.
+    """What a run would hold the event loop up for; in a thread its CPU time, as there it waits for the interpreter too.
 
     A run that waits takes no CPU time, so that the quickest runs must have been quick by the clock too.
     """
@@ -35,7 +35,7 @@ class Hold:
     def measure(self, cpu_seconds: float, seconds: float, rows: int, now: float) -> None:
         newest = cpu_seconds / max(1, rows)
         if self._row_seconds:
-            # Clipped: a collection of garbage in one run says nothing of the next.
+            # Clipped: a collection of garbage, or a neighbour on the core, in one run says nothing of the next.
             newest = self._row_seconds + 0.1 * (min(newest, 4 * self._row_seconds) - self._row_seconds)
         self._row_seconds = newest
         self._quickest_seconds = min(1.1 * self._quickest_seconds or seconds, seconds)

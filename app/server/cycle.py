@@ -23,6 +23,12 @@ def _forget() -> None:
 class HeadwayCycle(RequestResponseCycle):
     """A bug in the application gives `internal` (500); a request cut off at shutdown `draining` (503)."""
 
+    async def send(self, message: Any) -> None:
+        """As the base, but the headers leave with the first of the body: a system call less, and a packet."""
+        if not self.response_started and self.scope["method"] != "HEAD":
+            self.transport = _HeldHead(self.transport)  # type: ignore[assignment]
+        await super().send(message)
+
     async def run_asgi(self, app: Any) -> None:
         try:
             await app(self.scope, self.receive, self.send)
@@ -47,6 +53,31 @@ class HeadwayCycle(RequestResponseCycle):
         head, body = build_error(error, request_id if isinstance(request_id, str) else None)
         await self.send({"type": "http.response.start", "status": error.status, "headers": head})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class _HeldHead:
+    """The transport of one answer: what is written first waits for what is written second."""
+
+    __slots__ = ("_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._head is None:
+            self._head = data
+            return
+        head, self._head = self._head, b""
+        self._transport.writelines([head, data] if head else [data])
+
+    def close(self) -> None:
+        if self._head:
+            self._transport.write(self._head)
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
 
 def build_error(error: HeadwayError, request_id: str | None = None) -> tuple[Headers, bytes]:

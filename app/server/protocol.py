@@ -38,10 +38,11 @@ logger = logging.getLogger("headway.server")
 class AnswerTransport:
     """What a cycle writes to: the transport, except that `close` lets the client read its answer first."""
 
-    __slots__ = ("close", "is_closing", "write")
+    __slots__ = ("close", "is_closing", "write", "writelines")
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self.write = transport.write
+        self.writelines = transport.writelines
         self.is_closing = transport.is_closing
         self.close = close
 

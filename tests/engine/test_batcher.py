@@ -489,7 +489,7 @@ async def test_work_is_not_run_here_where_that_would_take_long(batcher: Batcher)
     assert batcher.can_run_here(m, [one])
     assert not batcher.can_run_here(m, [one, one])
     assert not batcher.can_run_here(m, [Work(lambda _: None, rows=1000)])
-    batcher.run_here(m, Work(spinner(0.06)), time.monotonic() + 1)
+    batcher.run_here(m, Work(spinner(0.11)), time.monotonic() + 1)
     assert not batcher.can_run_here(m, [one])
 
 

@@ -65,6 +65,12 @@ async def answer(context: WorkerContext, scope: Any, receive: Any, send: Any) ->
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     if path == "/early":
         headers.append((b"connection", b"close"))
+    if path == "/pieces":
+        await send({"type": "http.response.start", "status": status, "headers": headers[:1]})
+        for piece in (b"", content[:5], b"", content[5:]):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body"})
+        return
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 

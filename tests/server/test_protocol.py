@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import select
 from typing import Any
 
@@ -240,3 +241,37 @@ def test_early_answer_is_not_lost_with_unread_body(server: Any) -> None:
     client.ask("/early", b"b" * 3_000_000)
     assert client.read().status == 413
     assert client.is_closed_by_server()
+
+
+def test_headers_and_body_come_together(server: Any) -> None:
+    client = server.connect()
+    client.ask("/")
+    head, _, body = client.socket.recv(65536).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert f"content-length: {len(body)}".encode() in head
+    assert json.loads(body)["path"] == "/"
+
+
+def test_answer_in_pieces(server: Any) -> None:
+    client = server.connect()
+    client.ask("/pieces")
+    client.ask("/")
+    while b"\r\n0\r\n\r\n" not in client.buffer:
+        client._read_more()
+    head, _, rest = client.buffer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head
+    chunks, _, client.buffer = rest.partition(b"0\r\n\r\n")
+    sizes, content = chunks.split(b"\r\n")[0::2], b"".join(chunks.split(b"\r\n")[1::2])
+    assert next(int(size, 16) for size in sizes if size) == 5
+    assert json.loads(content)["path"] == "/pieces"
+    assert client.read().status == 200
+
+
+def test_answer_to_head_has_no_body(server: Any) -> None:
+    client = server.connect()
+    client.send(b"HEAD / HTTP/1.1\r\nhost: t\r\n\r\n")
+    while b"\r\n\r\n" not in client.buffer:
+        client._read_more()
+    assert client.buffer.endswith(b"\r\n\r\n")
+    client.buffer = b""
+    assert client.get("/").status == 200
