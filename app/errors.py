@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from typing import ClassVar
 
 
@@ -182,14 +183,22 @@ class Unavailable(HeadwayError):
     retry_after_seconds = 1
 
 
+_MOVED_SHARE = 1 / 8
+
+
 class Overloaded(Unavailable):
-    """`wait_seconds` is the estimate of what waits. The connection is closed, so that the caller is dealt anew."""
+    """`wait_seconds` is the estimate of what waits.
+
+    One in eight closes its connection, so that a caller who stays is dealt anew, maybe to a worker with less to do. To
+    close each costs more than the refusal.
+    """
 
     code = "overloaded"
-    headers = (("connection", "close"),)
 
     def __init__(self, message: str, wait_seconds: float = 0.0) -> None:
         super().__init__(message)
+        if random.random() < _MOVED_SHARE:
+            self.headers = (("connection", "close"),)
         self.retry_after_seconds = max(1, math.ceil(wait_seconds))
 
 

@@ -80,3 +80,9 @@ def test_error_headers() -> None:
     ]
     assert ("www-authenticate", 'Bearer realm="headway"') in error_headers(Unauthorized("x"))
     assert ("allow", "GET, HEAD") in error_headers(MethodNotAllowed("x", "GET, HEAD"))
+
+
+def test_one_refusal_in_eight_closes_its_connection() -> None:
+    """So that a caller who stays is dealt anew; to close each costs more than the refusal."""
+    closed = sum(("connection", "close") in error_headers(Overloaded("full")) for _ in range(4000))
+    assert 350 < closed < 650

@@ -12,6 +12,8 @@ from starlette.types import Scope
 from app.engine.call import Timings
 
 SCOPE_KEY = "headway"
+# In a request's scope: time.monotonic() when the server had read its last byte (app/server/protocol.py).
+READ_KEY = "headway.read"
 # Ids go into logs and headers: nothing that could break a line of either.
 _SAFE_ID = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}")
 # https://www.w3.org/TR/trace-context/#traceparent-header

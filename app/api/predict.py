@@ -18,13 +18,13 @@ from starlette.responses import Response
 from app.api.application import RawRoute
 from app.api.body import BodyReader
 from app.api.content import TENSOR_TYPE, PredictContent, parse_content
-from app.api.context import RequestContext, context_of
+from app.api.context import READ_KEY, RequestContext, context_of
 from app.api.examples import PREDICT_BODY, PREDICT_RESPONSES
 from app.api.peek import peek_json, peek_query
 from app.engine.call import Answer, Call
 from app.engine.inference import Inference
 from app.engine.lane import Priority
-from app.errors import HeadwayError, MalformedRequest, ModelRequired
+from app.errors import DeadlineExceeded, HeadwayError, MalformedRequest, ModelRequired
 from app.metrics import Metrics
 from app.processing.tensor import tensors_to_json
 from app.registry.lifecycle import Resolved
@@ -74,11 +74,15 @@ class PredictApi:
         context = context_of(request.scope)
         context.protocol = PROTOCOL
         body = await self._bodies.read(request)
-        arrived = time.monotonic()
+        # Where the event loop is behind, a request has waited before anybody looked at it.
+        arrived: float = request.scope.get(READ_KEY) or time.monotonic()
         deadline_ms = self._requested_ms(request.headers)
         priority = self._priority(request.headers)
+        seconds_left = arrived + deadline_ms / 1e3 - time.monotonic()
+        if seconds_left <= 0:
+            raise DeadlineExceeded("the deadline had passed before the request was looked at; try again later")
         if self._inference.is_busy:
-            self._check_room(request, body, deadline_ms, priority)
+            self._check_room(request, body, seconds_left, priority)
         wire = await parse_content(request, body, self._max_items)
         routing_key = _routing_key(request.headers)
         resolved = self._resolve(wire, routing_key)
@@ -119,7 +123,7 @@ class PredictApi:
         finally:
             gauge.dec()
 
-    def _check_room(self, request: Request, body: bytes, deadline_ms: int, priority: Priority) -> None:
+    def _check_room(self, request: Request, body: bytes, seconds_left: float, priority: Priority) -> None:
         """Refuse what cannot be answered in time before it is parsed; what cannot be told yet goes on."""
         media_type = request.headers.get("content-type", "").lower()
         ref, kind = peek_json(body)
@@ -130,7 +134,7 @@ class PredictApi:
         except HeadwayError:
             return
         _note_model(context_of(request.scope), resolved)
-        self._inference.check_room(resolved, deadline_ms / 1e3, priority)
+        self._inference.check_room(resolved, seconds_left, priority)
 
     def _priority(self, headers: Headers) -> Priority:
         text = headers.get("headway-priority", "normal").lower()

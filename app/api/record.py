@@ -10,14 +10,14 @@ from typing import Any
 
 from starlette.types import Scope
 
-from app.api.context import RequestContext
+from app.api.context import READ_KEY, RequestContext
 from app.logs import AccessLog
 from app.metrics import UNKNOWN, Metrics
 
 logger = logging.getLogger(__name__)
 
-# In a request's scope: when the server had read its last byte (app/server/protocol.py).
-READ_KEY = "headway.read"
+# One refusal in this time is logged, in each worker.
+_REFUSAL_SECONDS = 0.1
 
 _REJECTIONS = {
     "overloaded": "overload",
@@ -39,6 +39,7 @@ class Recorder:
         self._access_log = access_log
         self._sample = sample
         self._release = release
+        self._next_refusal_at = 0.0
 
     def __call__(self, scope: Scope, context: RequestContext) -> None:
         self._release(context)
@@ -46,11 +47,20 @@ class Recorder:
             now = time.perf_counter()
             if context.protocol is not None:
                 self._count(context, context.protocol, now - context.started)
-            if context.status >= 500 or (self._sample and random.random() < self._sample):
+            if self._is_logged(context, now):
                 self._access_log.record(_access_line(scope, context, now))
         except Exception:
             self._metrics.unrecorded.inc()
             logger.exception("recording request %s failed", context.request_id)
+
+    def _is_logged(self, context: RequestContext, now: float) -> bool:
+        """Errors always, but of refusals few: there may be a thousand a second, and the metrics count them all."""
+        if context.error_code == "overloaded":
+            if now < self._next_refusal_at:
+                return False
+            self._next_refusal_at = now + _REFUSAL_SECONDS
+            return True
+        return context.status >= 500 or (self._sample > 0 and random.random() < self._sample)
 
     def _count(self, context: RequestContext, protocol: str, duration: float) -> None:
         model = context.model or UNKNOWN
@@ -76,7 +86,7 @@ def _access_line(scope: Scope, context: RequestContext, now: float) -> dict[str,
         "bytes_out": context.answer_bytes,
     }
     if READ_KEY in scope:  # else the answer did not wait for the body, or another server runs the application
-        line["after_body_ms"] = round((now - scope[READ_KEY]) * 1e3, 3)
+        line["after_body_ms"] = round((time.monotonic() - scope[READ_KEY]) * 1e3, 3)
     for name in ("trace_id", "model", "version", "alias", "key_id", "error_code"):
         value = getattr(context, name)
         if value is not None:

@@ -8,6 +8,9 @@ from app.engine.lane import Lane, Priority
 from app.engine.run import Run
 from app.errors import Overloaded
 
+# Runs take now less, now more than on average: without a margin a queue at the edge answers half of it too late.
+_MARGIN = 1.15
+
 
 def check_room(lane: Lane, rows: int, seconds: float, wait_seconds: float) -> None:
     """Raises Overloaded where the queue is full, or the answer would not be there within `seconds`."""
@@ -17,7 +20,7 @@ def check_room(lane: Lane, rows: int, seconds: float, wait_seconds: float) -> No
         raise Overloaded(
             f"{lane.calls_waiting} requests already wait for {executor.model!r}; try again later", wait_seconds
         )
-    needed = wait_seconds + min(rows, executor.max_rows) * lane.row_seconds
+    needed = _MARGIN * (wait_seconds + min(rows, executor.max_rows) * lane.row_seconds)
     # An idle server tries, whatever was measured before.
     if wait_seconds and needed > seconds:
         raise Overloaded(

@@ -125,9 +125,10 @@ class Batcher:
         return bool(self._waiting)
 
     def check_room(self, executor: Executor, seconds: float, priority: Priority = Priority.NORMAL) -> None:
-        """Raises Overloaded where `submit` of one row with so many seconds left would; cheap, and reserves nothing."""
-        with self._changed:
-            self._check_room(self._lane(executor), 1, seconds, priority, time.monotonic())
+        """Raises Overloaded where `submit` of one row with so many seconds left would; without the lock, and reserving
+        nothing: a refusal must not wait for what it refuses.
+        """
+        self._check_room(self._lane(executor), 1, seconds, priority, time.monotonic())
 
     def forget(self, executor: Executor) -> None:
         """The executor has no calls and will have none: its version is unloaded."""
@@ -153,7 +154,8 @@ class Batcher:
         return lane
 
     def _check_room(self, lane: Lane, rows: int, seconds: float, priority: Priority, now: float) -> None:
-        wait_seconds = estimate_wait(lane, priority, self._waiting, self._runs, self._count, now)
+        # Copies, made at one go, since a look without the lock may meet a thread that changes them.
+        wait_seconds = estimate_wait(lane, priority, list(self._waiting), list(self._runs), self._count, now)
         check_room(lane, rows, seconds, wait_seconds)
 
     def _start_thread(self) -> None:
@@ -162,7 +164,10 @@ class Batcher:
         thread.start()
 
     def _work(self) -> None:
+        free_since = 0.0
         while (run := self._take()) is not None:
+            # What lies between two runs is part of the time that the next in the queue waits.
+            begun = run.started if run.lane.executor.max_wait_seconds else max(free_since, run.jobs[0].queued_at)
             cpu_started = time.thread_time()
             try:
                 waited = [run.started - job.queued_at for job in run.jobs]
@@ -172,7 +177,7 @@ class Batcher:
             if run.cancellation.is_cancelled:
                 results = [_late(run)] * len(run.jobs)
             # Counted before the callers can know of it, so that their next requests find the estimate of this one.
-            self._finish(run, time.thread_time() - cpu_started)
+            free_since = self._finish(run, begun, time.thread_time() - cpu_started)
             _settle(run.jobs, results)
             if run.is_lost:
                 return
@@ -222,8 +227,10 @@ class Batcher:
         lane.used_seconds += expected
         return run
 
-    def _finish(self, run: Run, cpu_seconds: float) -> None:
-        seconds = time.monotonic() - run.started
+    def _finish(self, run: Run, begun: float, cpu_seconds: float) -> float:
+        """Count a run; returns when it ended."""
+        ended = time.monotonic()
+        seconds = ended - begun
         lane = run.lane
         with self._changed:
             run.is_over = True
@@ -233,11 +240,12 @@ class Batcher:
             lane.measure(seconds, run.rows, was_ended=run.cancellation.is_cancelled)
             hold = self._holds.get(lane.executor)
             if hold is not None:
-                hold.measure(cpu_seconds, seconds, run.rows, run.started + seconds)
+                hold.measure(cpu_seconds, ended - run.started, run.rows, ended)
             if self._closed:
                 self._changed.notify_all()
             elif lane.executor.max_runs is not None and lane.priority is not None:
                 self._changed.notify()
+        return ended
 
     def _give_up(self, run: Run) -> None:
         """A run is overdue: its callers are answered, and another thread takes the place of its own."""

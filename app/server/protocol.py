@@ -167,7 +167,7 @@ class HeadwayProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self.scope[READ_KEY] = time.perf_counter()  # type: ignore[literal-required]
+        self.scope[READ_KEY] = time.monotonic()  # type: ignore[literal-required]
         super().on_message_complete()
 
     def _measure_head(self) -> int:

