@@ -13,7 +13,7 @@ import pytest
 
 import app
 from app import errors
-from app.errors import HeadwayError, MethodNotAllowed, Overloaded, Unauthorized, error_headers, render
+from app.errors import HeadwayError, MethodNotAllowed, ModelNotReady, Overloaded, Unauthorized, error_headers, render
 
 
 def _all_errors(base: type[HeadwayError] = HeadwayError) -> Iterator[type[HeadwayError]]:
@@ -73,11 +73,8 @@ def test_render() -> None:
 
 
 def test_error_headers() -> None:
-    assert error_headers(Overloaded("x", 2.5)) == [
-        ("content-type", "application/json"),
-        ("connection", "close"),
-        ("retry-after", "3"),
-    ]
+    assert error_headers(ModelNotReady("x")) == [("content-type", "application/json"), ("retry-after", "1")]
+    assert ("retry-after", "3") in error_headers(Overloaded("x", 2.5))
     assert ("www-authenticate", 'Bearer realm="headway"') in error_headers(Unauthorized("x"))
     assert ("allow", "GET, HEAD") in error_headers(MethodNotAllowed("x", "GET, HEAD"))
 

