@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test check verify bench bench-quick lock recipes clean
+.PHONY: help serve test check verify bench bench-quick bench-peers lock recipes clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -29,13 +29,18 @@ verify: ## what takes too long for check; writes docs/verification/
 
 bench: ## the benchmark, to docs/benchmarks/benchmark.*; needs a quiet machine
 	@PYTHON=$(PYTHON) scripts/setup.sh test
-	@scripts/debian.sh wrk:wrk
+	@scripts/debian.sh wrk:wrk gcc:cc libc6-dev:
 	@$(BIN)/python -m bench.run
 
 bench-quick: ## the same in under three minutes
 	@PYTHON=$(PYTHON) scripts/setup.sh test
-	@scripts/debian.sh wrk:wrk
+	@scripts/debian.sh wrk:wrk gcc:cc libc6-dev:
 	@$(BIN)/python -m bench.run --quick
+
+bench-peers: ## the same with the servers a user would pick instead; installs 2 GB in .venv-peers
+	@PYTHON=$(PYTHON) scripts/setup.sh test
+	@scripts/debian.sh wrk:wrk gcc:cc libc6-dev:
+	@$(BIN)/python -m bench.run --peers
 
 lock: ## make requirements/*.txt anew from pyproject.toml
 	@scripts/lock.sh
@@ -44,4 +49,4 @@ recipes: ## an environment for recipes/, in .venv-recipes
 	@PYTHON=$(PYTHON) VENV=.venv-recipes scripts/setup.sh recipes
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-recipes .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-recipes .venv-peers .mypy_cache .ruff_cache .pytest_cache

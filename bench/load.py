@@ -44,10 +44,10 @@ class LoadResult:
         return (self.requests - self.errors) / self.seconds
 
 
-def require(command: str) -> str:
+def require(command: str, packages: str = "") -> str:
     found = shutil.which(command)
     if found is None:
-        raise SystemExit(f"{command} is missing; on Debian and Ubuntu: apt-get install {command}")
+        raise SystemExit(f"{command} is missing; on Debian and Ubuntu: apt-get install {packages or command}")
     return found
 
 

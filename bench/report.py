@@ -7,25 +7,33 @@ import datetime
 import json
 import os
 import platform
+import sys
+from collections.abc import Sequence
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from bench.overload import overload_pages
+from bench.targets import Target
+from bench.tensor_body import tensor_page
 from bench.workloads import ROOT, workloads
 
 FOLDER = ROOT / "docs/benchmarks"
 _PACKAGES = ("onnxruntime", "numpy", "pillow", "fastapi", "uvicorn", "gunicorn", "pybase64", "pydantic")
-Figures = dict[str, dict[str, dict[str, float]]]
+# A row with `void` has no figures but the reason.
+VOID = "void"
+Figures = dict[str, dict[str, dict[str, Any]]]
 
 
-def write_report(name: str, medians: Figures, options: argparse.Namespace) -> None:
+def write_report(name: str, medians: Figures, options: argparse.Namespace, targets: Sequence[Target] = ()) -> None:
+    """`targets` are those whose full configuration is to stand in the report."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     about = _about(options)
-    data = {"about": about, "medians": medians}
+    data = {"about": about, "medians": medians, "configurations": {one.name: describe_target(one) for one in targets}}
     (FOLDER / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     (FOLDER / f"{name}.svg").write_text(_chart(medians), encoding="utf-8")
-    page = _page(name, about, medians)
+    page = _page(name, about, medians) + render_settings(targets)
     (FOLDER / f"{name}.md").write_text(page, encoding="utf-8")
     print(page)
 
@@ -46,6 +54,33 @@ def _about(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def describe_target(target: Target) -> dict[str, Any]:
+    """How a target is started, in words that hold on any machine: the port, this directory and the models by name."""
+    models = target.environment.get("BENCH_MODELS") or target.environment["HEADWAY_MODELS"]
+
+    def portable(text: str) -> str:
+        return (
+            text.replace(sys.executable, "python")
+            .replace(models, "$MODELS")
+            .replace(f"{ROOT}/", "")
+            .replace(str(ROOT), ".")
+        )
+
+    wires = target.wires or {}
+    return {
+        "command": [portable(argument).replace("65535", "$PORT") for argument in target.command(65535)],
+        "environment": {name: portable(value) for name, value in target.environment.items()},
+        "wires": {key: {"path": wire.path, "content_type": wire.content_type} for key, wire in wires.items()},
+        "settings": target.settings,
+        "versions": dict(target.versions),
+    }
+
+
+def render_settings(targets: Sequence[Target]) -> str:
+    described = [f"- {target.settings}" for target in targets if target.settings]
+    return "\n".join(["", "## Settings", "", *described, ""]) if described else ""
+
+
 def _page(name: str, about: dict[str, Any], medians: Figures) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
     lines = [
@@ -60,6 +95,7 @@ def _page(name: str, about: dict[str, Any], medians: Figures) -> str:
     for key, case in workloads().items():
         rows = {target: figures[key] for target, figures in medians.items() if key in figures}
         lines += ["", f"## ({key}) {case.title}", "", *_table(rows)]
+    lines += [*tensor_page(medians), *overload_pages(medians["Headway"])]
     lines += ["", "## Process", "", "| server | ready after | largest process |", "| --- | ---: | ---: |"]
     for target, figures in medians.items():
         if "process" in figures:
@@ -68,7 +104,9 @@ def _page(name: str, about: dict[str, Any], medians: Figures) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: dict[str, dict[str, float]]) -> list[str]:
+def _table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    voids = {target: figures[VOID] for target, figures in rows.items() if VOID in figures}
+    rows = {target: figures for target, figures in rows.items() if target not in voids}
     own = rows["Headway"]["per_second"]
     lines = [
         "| server | requests/s | Headway is | p50 | p95 | p99 | CPU a request | errors |",
@@ -81,15 +119,20 @@ def _table(rows: dict[str, dict[str, float]]) -> list[str]:
             f"| {target} | {figures['per_second']:.0f} | {own / figures['per_second']:.2f} × | {' | '.join(latencies)} "
             f"| {figures['cpu_us']:.0f} µs | {errors} |"
         )
-    return lines
+    return lines + [f"| {target} | void: {reason} | – | – | – | – | – | – |" for target, reason in voids.items()]
 
 
 def _chart(medians: Figures) -> str:
     """Bars of requests a second for each workload, each scaled to its own largest."""
     bars: list[str] = []
     y = 20
+    start = max(150, 20 + 8 * max(len(target) for target in medians))
     for key, case in workloads().items():
-        rows = [(target, figures[key]["per_second"]) for target, figures in medians.items() if key in figures]
+        rows = [
+            (target, figures[key]["per_second"])
+            for target, figures in medians.items()
+            if key in figures and VOID not in figures[key]
+        ]
         largest = max(value for _, value in rows)
         bars.append(f'<text x="10" y="{y}" class="title">({key}) {escape(case.title)}</text>')
         for target, value in sorted(rows, key=lambda row: -row[1]):
@@ -97,11 +140,12 @@ def _chart(medians: Figures) -> str:
             colour = "#2f6f4f" if target == "Headway" else "#9aa5a0"
             width = 380 * value / largest
             bars.append(f'<text x="10" y="{y + 4}">{escape(target)}</text>')
-            bars.append(f'<rect x="150" y="{y - 9}" width="{width:.1f}" height="18" fill="{colour}"/>')
-            bars.append(f'<text x="{158 + width:.1f}" y="{y + 4}">{value:.0f}/s</text>')
+            bars.append(f'<rect x="{start}" y="{y - 9}" width="{width:.1f}" height="18" fill="{colour}"/>')
+            bars.append(f'<text x="{start + 8 + width:.1f}" y="{y + 4}">{value:.0f}/s</text>')
         y += 40
+    whole = f'viewBox="0 0 {start + 470} {y}" role="img" aria-label="requests a second"'
     style = "text{font:13px system-ui,sans-serif;fill:#333}.title{font-weight:600}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 620 {y}" role="img" aria-label="requests a second">'
-        f'<style>{style}</style><rect width="620" height="{y}" fill="#fff"/>{"".join(bars)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {whole}>'
+        f'<style>{style}</style><rect width="{start + 470}" height="{y}" fill="#fff"/>{"".join(bars)}</svg>\n'
     )

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 
-from bench.workloads import ROOT
+from bench import wires
+from bench.workloads import ROOT, ROW, Workload, photo
 
 START_SECONDS = 60.0
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -23,13 +24,31 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`command(port)` starts it; `paths` renames a workload's path where this server has another."""
+    """`command(port)` starts it. Where it has `wires` it takes those workloads in that form, else all as they are.
+
+    `settings` says in words what it is configured to and why; `versions` are the packages of its own environment.
+    """
 
     name: str
     command: Callable[[int], list[str]]
     environment: Mapping[str, str] = field(default_factory=dict)
-    paths: Mapping[str, str] = field(default_factory=dict)
     ready_path: str = "/health/ready"
+    wires: wires.Wires | None = None
+    settings: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def adapt(self, case: Workload) -> Workload | None:
+        """The workload in this server's own form; None where it has none."""
+        if self.wires is None:
+            return case
+        if (wire := self.wires.get(case.key)) is None:
+            return None
+        body = wire.encode(ROW if case.key == "c" else photo())
+        return replace(case, path=wire.path, content_type=wire.content_type, body=body)
+
+
+class NotReady(RuntimeError):
+    """A server that ended, or did not say that it is ready in time."""
 
 
 @dataclass(slots=True)
@@ -54,7 +73,7 @@ class Running:
         for pid in self.pids():
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                total += sum(int(value) for value in fields[11:13])
+                total += sum(int(value) for value in fields[11:15])
         return total / _TICKS
 
     def rss_bytes(self) -> dict[int, int]:
@@ -80,7 +99,7 @@ def plain_fastapi(models: Path, workers: int) -> Target:
         "plain FastAPI",
         lambda port: [*command, "--log-level", "warning", "--no-access-log", "--port", str(port)],
         {"BENCH_MODELS": str(models)},
-        {"b": "/predict-raw"},
+        wires=wires.PLAIN_FASTAPI,
     )
 
 
@@ -110,9 +129,16 @@ def running(target: Target, log: Path) -> Iterator[Running]:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(15)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill_session(process.pid)
         process.wait()
+
+
+def _kill_session(session: int) -> None:
+    """End what a server has left running: all of it is in the session it was started in, in groups of its own too."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[3]) == session:
+                os.kill(int(stat.parent.name), signal.SIGKILL)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, started: float, log: Path) -> None:
@@ -121,4 +147,4 @@ def _wait(process: subprocess.Popen[bytes], url: str, started: float, log: Path)
             if httpx.get(url, timeout=1).status_code == 200:
                 return
         time.sleep(0.01)
-    raise RuntimeError(f"{' '.join(map(str, process.args))} is not ready:\n{log.read_text()[-2000:]}")  # type: ignore[arg-type]
+    raise NotReady(f"{' '.join(map(str, process.args))} is not ready:\n{log.read_text()[-2000:]}")  # type: ignore[arg-type]

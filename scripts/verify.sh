@@ -15,7 +15,8 @@ from importlib.metadata import version
 print(", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "numpy", "pillow", "fastapi", "uvicorn", "gunicorn")))
 PY
 
-echo; echo "## hostile images, bodies in flight"
+echo; echo "## hostile images, bodies in flight, memory over 200,000 requests"
+scripts/debian.sh gcc:cc libc6-dev:
 .venv/bin/pytest -q -s -m slow tests/slow
 
 if [ -n "${HEADWAY_LABELLED:-}" ]; then

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import base64
-import io
 import os
 
 import numpy as np
 import onnxruntime as ort
 from fastapi import FastAPI, Request
-from PIL import Image
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
+
+from bench.peers.classifiers import choose_pixels
 
 MODELS = os.environ["BENCH_MODELS"]
 app = FastAPI()
 photo = ort.InferenceSession(f"{MODELS}/efficientnet-lite0/1.1.0/model.onnx")
+pixels = choose_pixels()
 tiny = ort.InferenceSession(f"{MODELS}/tiny/1.0.0/model.onnx")
 with open(f"{MODELS}/efficientnet-lite0/1.1.0/labels.txt") as file:
     photo_labels = file.read().splitlines()
@@ -28,12 +29,7 @@ class PredictBody(BaseModel):
 
 
 def classify(data: bytes) -> dict:  # type: ignore[type-arg]
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    scale = 256 / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - 224) // 2, (image.height - 224) // 2
-    array = np.asarray(image.crop((left, top, left + 224, top + 224)))[np.newaxis]
-    scores = photo.run(None, {"image": array})[0][0]
+    scores = photo.run(None, {"image": pixels(data)})[0][0]
     best = np.argsort(scores)[::-1][:5]
     return {"predictions": [{"label": photo_labels[i], "confidence": float(scores[i])} for i in best]}
 
