@@ -84,3 +84,15 @@ def test_rank_equals_a_stable_sort(scores: list[float], top_k: int) -> None:
     keys = [score if math.isfinite(score) else -math.inf for score in scores]
     expected = sorted(range(len(scores)), key=lambda index: -keys[index])[:top_k]
     assert [prediction.index for prediction in row] == expected
+
+
+@pytest.mark.parametrize("special", [0.5, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("top_k", [1, 5, 8, 9, 200])
+def test_rank_of_many_classes_equals_a_stable_sort(special: float, top_k: int) -> None:
+    random = np.random.default_rng(7)
+    for _ in range(20):
+        scores = random.integers(0, 40, 120).astype(np.float32) / 64  # with many equals
+        scores[random.integers(0, 120, 3)] = special
+        (row,) = Classification([str(number) for number in range(120)], "none").rank(scores[np.newaxis], top_k)
+        keys = [float(score) if math.isfinite(score) else -math.inf for score in scores]
+        assert [prediction.index for prediction in row] == sorted(range(120), key=lambda index: -keys[index])[:top_k]
