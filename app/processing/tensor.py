@@ -133,6 +133,8 @@ def _numbers(values: Any, spec: TensorSpec) -> Array:
         raise InvalidTensor(
             f"input {spec.name!r} is ragged or nested too deep: all lists of one depth must have one length"
         ) from exc
+    if raw.dtype.kind == "f" and target.kind in "iu" and target.itemsize == 8:
+        raw = _exact_integers(values, raw)
     if raw.dtype.kind == "O":
         raw = _large_integers(raw, target)
     if raw.size == 0:
@@ -142,6 +144,14 @@ def _numbers(values: Any, spec: TensorSpec) -> Array:
     if raw.dtype.kind not in "biuf":
         raise InvalidTensor(f"input {spec.name!r} takes numbers of datatype {spec.datatype}, without null or text")
     return _cast(raw, target, spec)
+
+
+def _exact_integers(values: Any, raw: Array) -> Array:
+    """Whole numbers that numpy took for FP64, some being above 2**63 and some below; `raw` where others are there."""
+    numbers = np.asarray(values, dtype=object)
+    if all(type(number) is int and 0 <= number < 2**64 for number in numbers.reshape(-1).tolist()):
+        return numbers.astype(np.uint64)
+    return raw
 
 
 def _large_integers(raw: Array, target: np.dtype[Any]) -> Array:

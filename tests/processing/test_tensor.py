@@ -285,3 +285,12 @@ def test_tensors_from_bytes_takes_one_input_only() -> None:
     specs = [TensorSpec("a", "FP32", (-1,)), TensorSpec("b", "INT64", (-1,))]
     with pytest.raises(InvalidTensor, match="the inputs a, b, and a raw body carries one"):
         tensors_from_bytes(b"\0" * 8, specs)
+
+
+@pytest.mark.parametrize("values", [[2**64 - 1, 0], [[2**63 + 1], [1]], [2**63, 2**63 - 1]])
+def test_whole_numbers_on_both_sides_of_2_to_the_63_stay_exact(values: Any) -> None:
+    """numpy takes such a list for FP64, which has no such numbers."""
+    shape = tuple(-1 for _ in np.shape(values))
+    assert _read(values, "UINT64", shape).tolist() == values
+    with pytest.raises(InvalidTensor):
+        _read(values, "INT64", shape)
