@@ -7,7 +7,11 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     │   ├── InvalidImage         400  bad_image
     │   ├── InvalidTensor        400  bad_tensor
     │   ├── ModelRequired        400  model_required
-    │   └── ImageTooLarge        413  image_too_large
+    │   ├── ImageTooLarge        413  image_too_large
+    │   ├── BadArchive           400  bad_archive
+    │   ├── ArchiveTooLarge      413  archive_too_large
+    │   ├── InvalidRelease       400  bad_release
+    │   └── VersionRefused       400  version_refused (an added version that could not serve)
     ├── Unauthorized             401  unauthorized
     ├── ModelNotFound            404  model_not_found
     │   ├── VersionNotFound      404  version_not_found
@@ -16,6 +20,13 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     ├── MethodNotAllowed         405  method_not_allowed
     ├── BodyTimeout              408  body_timeout
     │   └── HeaderTimeout        408  header_timeout
+    ├── Conflict                 409  conflict
+    │   ├── ReleaseConflict      409  release_conflict
+    │   ├── VersionUnverified    409  version_unverified
+    │   ├── VersionExists        409  version_exists
+    │   ├── VersionInUse         409  version_in_use
+    │   ├── VersionTooSmall      409  version_too_small
+    │   └── RegistryReadOnly     409  registry_read_only
     ├── BodyTooLarge             413  body_too_large
     ├── UnsupportedMediaType     415  unsupported_media_type
     ├── MalformedRequest         422  malformed_request
@@ -26,10 +37,12 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     │   ├── Overloaded           503  overloaded
     │   ├── Draining             503  draining
     │   ├── OutOfBodyMemory      503  body_memory
+    │   ├── RegistryBusy         503  registry_busy
     │   ├── ModelNotReady        503  model_not_ready
     │   └── ModelFailed          503  model_failed
     │       └── ModelQuarantined 503  model_quarantined
     ├── DeadlineExceeded         504  deadline_exceeded
+    ├── RegistryFull             507  registry_full
     ├── Internal                 500  internal
     ├── RunFailed                500  run_failed     (the model, not the server)
     ├── RegistryError            503  registry_error (a file is wrong; raised at load, never by a request)
@@ -83,6 +96,29 @@ class ImageTooLarge(InvalidContent):
     status = 413
 
 
+class BadArchive(InvalidContent):
+    """What was sent is no archive of one version, or one that must not be unpacked."""
+
+    code = "bad_archive"
+
+
+class ArchiveTooLarge(InvalidContent):
+    code = "archive_too_large"
+    status = 413
+
+
+class InvalidRelease(InvalidContent):
+    """The change that is asked for leaves no valid release."""
+
+    code = "bad_release"
+
+
+class VersionRefused(InvalidContent):
+    """An added version is complete, but could not serve; the message carries what the trial said."""
+
+    code = "version_refused"
+
+
 class Unauthorized(HeadwayError):
     code = "unauthorized"
     status = 401
@@ -134,6 +170,48 @@ class HeaderTimeout(BodyTimeout):
 
     code = "header_timeout"
     headers = ()
+
+
+class Conflict(HeadwayError):
+    """What is asked for contradicts what is there."""
+
+    code = "conflict"
+    status = 409
+    grpc = "FAILED_PRECONDITION"
+
+
+class ReleaseConflict(Conflict):
+    """The release is no longer the one that the caller saw."""
+
+    code = "release_conflict"
+    grpc = "ABORTED"
+
+
+class VersionUnverified(Conflict):
+    """A version without golden requests would become stable."""
+
+    code = "version_unverified"
+
+
+class VersionExists(Conflict):
+    """A published version never changes."""
+
+    code = "version_exists"
+    grpc = "ALREADY_EXISTS"
+
+
+class VersionInUse(Conflict):
+    code = "version_in_use"
+
+
+class VersionTooSmall(Conflict):
+    """The difference to the version before is larger than the new version's number says."""
+
+    code = "version_too_small"
+
+
+class RegistryReadOnly(Conflict):
+    code = "registry_read_only"
 
 
 class BodyTooLarge(HeadwayError):
@@ -210,6 +288,12 @@ class OutOfBodyMemory(Unavailable):
     code = "body_memory"
 
 
+class RegistryBusy(Unavailable):
+    """Another process holds the model's lock."""
+
+    code = "registry_busy"
+
+
 class ModelNotReady(Unavailable):
     code = "model_not_ready"
 
@@ -231,6 +315,14 @@ class DeadlineExceeded(HeadwayError):
     code = "deadline_exceeded"
     status = 504
     grpc = "DEADLINE_EXCEEDED"
+
+
+class RegistryFull(HeadwayError):
+    """There is no space left for what is written; nothing of it stays."""
+
+    code = "registry_full"
+    status = 507
+    grpc = "RESOURCE_EXHAUSTED"
 
 
 class Internal(HeadwayError):
@@ -261,6 +353,12 @@ class RegistryError(HeadwayError):
     code = "registry_error"
     status = 503
     grpc = "FAILED_PRECONDITION"
+
+
+class InsufficientMemory(RegistryError):
+    """A version needs more memory than is free; tried again after a while."""
+
+    code = "insufficient_memory"
 
 
 def render(error: HeadwayError, request_id: str) -> bytes:

@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -28,15 +29,17 @@ from app.api.operations import OperationsApi
 from app.api.predict import PredictApi
 from app.api.record import Recorder
 from app.engine.batcher import Batcher
-from app.engine.cpu import choose_sizing, cpu_allowance, cpu_features, memory_limit_bytes
+from app.engine.cpu import available_memory_bytes, choose_sizing, cpu_allowance, cpu_features, memory_limit_bytes
 from app.engine.inference import Inference
 from app.engine.readiness import Flag, Readiness
 from app.logs import AccessLog, configure_logging
 from app.metrics import Metrics
 from app.registry.lifecycle import Registry
 from app.registry.quarantine import Quarantine, WorkerQuarantine
+from app.registry.reconciler import Reconciler
 from app.registry.states import ModelStates
 from app.registry.store import Store
+from app.registry.worker_states import StateFile
 from app.server.options import WorkerContext
 from app.settings import Settings
 from app.ui import UiApi
@@ -55,16 +58,24 @@ def create_app(
     draining: Flag | None = None,
     quarantine: WorkerQuarantine | None = None,
     on_stuck: Callable[[str], None] | None = None,
+    run_dir: Path | None = None,
+    slot: int = 0,
 ) -> Application:
     """An application of one process; its lifespan loads the models before the first request is accepted.
 
     `threads` run models at one time. The rest comes from the process layer where there is one.
     """
     metrics = metrics or Metrics()
-    registry = Registry(Store(settings.models, settings.releases), cpu_features=cpu_features(), quarantine=quarantine)
-    states = ModelStates(registry, metrics)
+    registry = Registry(
+        Store(settings.models, settings.releases),
+        cpu_features=cpu_features(),
+        quarantine=quarantine,
+        available_bytes=available_memory_bytes,
+    )
+    states = ModelStates(registry, metrics, StateFile(run_dir, slot) if run_dir is not None else None)
     batcher = Batcher(threads, metrics, on_stuck)
     inference = Inference(registry, batcher, metrics)
+    reconciler = Reconciler(registry, states.publish, inference.forget, run_dir)
     access_log = AccessLog(settings.log_format)
     clock = BodyClock(settings.body_timeout_seconds, settings.body_min_bytes_per_second)
     bodies = BodyReader(settings.max_body_bytes, _inflight_bytes(settings) // workers, clock)
@@ -74,11 +85,12 @@ def create_app(
         access_log.start()
         await asyncio.to_thread(registry.load)
         states.publish()
-        watch = asyncio.create_task(states.watch())
+        reconciler.start()
         try:
             yield
         finally:
-            watch.cancel()
+            await asyncio.to_thread(reconciler.close)
+            await asyncio.to_thread(inference.close)
             await asyncio.to_thread(batcher.close)
             registry.close()
             access_log.close()
@@ -104,7 +116,7 @@ def create_app(
         trusts_priority=settings.trust_priority,
     )
     readiness = Readiness(registry, draining or threading.Event(), strict=settings.strict)
-    for api in (predict, CatalogApi(registry), OperationsApi(readiness, metrics), UiApi()):
+    for api in (predict, CatalogApi(registry, run_dir), OperationsApi(readiness, metrics), UiApi()):
         api.add_routes(application.router)
     _add_middleware(application, settings, Recorder(metrics, access_log, settings.access_log_sample, bodies.release))
     return application
@@ -140,6 +152,8 @@ def worker_app(context: WorkerContext) -> ASGIApp:
         draining=context.draining,
         quarantine=context.shared.join(context.slot) if isinstance(context.shared, Quarantine) else None,
         on_stuck=_retire,
+        run_dir=context.metrics_dir,
+        slot=context.slot,
     )
 
 

@@ -16,6 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 DURATION_BUCKETS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 )  # fmt: skip
+DIFFERENCE_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 STAGES = ("decode", "preprocess", "queue", "inference", "postprocess")
 UNKNOWN = "unknown"
@@ -48,6 +49,17 @@ class ModelMetrics:
             duration.observe(duration_seconds)
 
 
+class ShadowMetrics:
+    """Those of a version and its shadow, with their labels bound."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str, shadow: str) -> None:
+        labels = (model, version, shadow)
+        self.agreed, self.disagreed, self.failed, self.dropped = (
+            metrics.shadow_requests.labels(*labels, outcome) for outcome in ("agreed", "disagreed", "failed", "dropped")
+        )
+        self.difference = metrics.shadow_difference.labels(*labels)
+
+
 class Metrics:
     """All metrics of one process. `directory` and `slot` are given where several workers are added up."""
 
@@ -56,6 +68,7 @@ class Metrics:
         _choose_storage(directory, slot)
         self._registry = registry = CollectorRegistry()
         self._models: dict[tuple[str, str], ModelMetrics] = {}
+        self._shadows: dict[tuple[str, str, str], ShadowMetrics] = {}
         by_version = ("model", "version")
         self.requests = Counter(
             "headway_requests_total",
@@ -106,6 +119,25 @@ class Metrics:
             by_version,
             "livemax",
         )
+        self.canary_fallback = Counter(
+            "headway_canary_fallback_total",
+            "Requests of an alias whose version was not there, answered by stable.",
+            ("model", "alias"),
+            registry=registry,
+        )
+        self.shadow_requests = Counter(
+            "headway_shadow_requests_total",
+            "Requests offered to a shadow version; outcome = agreed, disagreed, failed, dropped (no room).",
+            ("model", "version", "shadow", "outcome"),
+            registry=registry,
+        )
+        self.shadow_difference = Histogram(
+            "headway_shadow_difference",
+            "Distance between the answers of a version and its shadow: of the first label's confidence, or the value.",
+            ("model", "version", "shadow"),
+            buckets=DIFFERENCE_BUCKETS,
+            registry=registry,
+        )
         self.unrecorded = Counter(
             "headway_record_failures_total", "Answers whose metrics or log line failed.", registry=registry
         )
@@ -115,6 +147,13 @@ class Metrics:
         bound = self._models.get((name, version))
         if bound is None:
             bound = self._models[name, version] = ModelMetrics(self, name, version)
+        return bound
+
+    def shadow(self, name: str, version: str, shadow: str) -> ShadowMetrics:
+        """The bound metrics of a version and its shadow."""
+        bound = self._shadows.get((name, version, shadow))
+        if bound is None:
+            bound = self._shadows[name, version, shadow] = ShadowMetrics(self, name, version, shadow)
         return bound
 
     def render(self, accept: str) -> tuple[bytes, str]:

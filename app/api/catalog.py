@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,8 +11,10 @@ from pydantic import BaseModel, Field
 
 from app.api.examples import ERROR_RESPONSES
 from app.errors import ModelNotFound, VersionNotFound
-from app.registry.lifecycle import ModelStatus, Registry
+from app.registry.lifecycle import Registry
+from app.registry.status import ModelStatus
 from app.registry.versions import Version, is_version
+from app.registry.worker_states import WorkerState, has_converged, merge_versions, read_worker_states
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: ERROR_RESPONSES[404]}
 
@@ -22,6 +25,7 @@ class VersionRead(BaseModel):
         examples=["ready"], description="ready, loading, failed, quarantined, or on_disk for one not released."
     )
     error: str | None = None
+    workers: dict[str, int] | None = Field(None, description="How many workers of this machine have it in which state.")
 
 
 class ModelRead(BaseModel):
@@ -31,7 +35,13 @@ class ModelRead(BaseModel):
     task: str | None
     kind: str | None = Field(description="Which content it takes: image or tensor.")
     release: str = Field(examples=["explicit"])
+    revision: int | None = Field(None, description="Of the release that this worker has read.")
     aliases: dict[str, str] = Field(examples=[{"stable": "1.1.0"}])
+    serving: dict[str, str] = Field(
+        examples=[{"stable": "1.1.0"}],
+        description="The version that answers for each alias: another than the alias's while that loads or has failed.",
+    )
+    has_converged: bool = Field(description="Whether every worker of this machine serves what the release asks for.")
     versions: list[VersionRead]
     error: str | None = None
 
@@ -49,8 +59,11 @@ class VersionDetail(VersionRead):
 
 
 class CatalogApi:
-    def __init__(self, registry: Registry) -> None:
+    """`run_dir` holds the states of all workers of this machine; without it, this process is all there is."""
+
+    def __init__(self, registry: Registry, run_dir: Path | None = None) -> None:
         self._registry = registry
+        self._run_dir = run_dir
 
     def add_routes(self, router: APIRouter) -> None:
         routes: tuple[tuple[str, Callable[..., Any], type[BaseModel]], ...] = (
@@ -70,12 +83,13 @@ class CatalogApi:
 
     def list_models(self) -> ModelList:
         """Every model of the registry."""
-        models = [self._read(status) for status in self._registry.models.values()]
+        workers = self._workers()
+        models = [self._read(status, workers) for status in self._registry.models.values()]
         return ModelList(models=models, defaults=self._registry.defaults)
 
     def get_model(self, name: str) -> ModelRead:
         """One model, with the versions that lie in the registry without being released."""
-        return self._read(self._status(name), with_disk=True)
+        return self._read(self._status(name), self._workers(), with_disk=True)
 
     def get_version(self, name: str, version: str) -> VersionDetail:
         """One version and its manifest; an alias will do."""
@@ -94,16 +108,22 @@ class CatalogApi:
             raise ModelNotFound(f"there is no model {name!r}; served are {', '.join(self._registry.models) or 'none'}")
         return status
 
-    def _read(self, status: ModelStatus, *, with_disk: bool = False) -> ModelRead:
+    def _workers(self) -> list[WorkerState]:
+        return read_worker_states(self._run_dir) if self._run_dir is not None else []
+
+    def _read(self, status: ModelStatus, workers: list[WorkerState], *, with_disk: bool = False) -> ModelRead:
+        merged = merge_versions(workers, status.name)
         versions = [
             VersionRead(version=version.version, state=version.state, error=version.error)
             for version in status.versions.values()
+            if version.version not in merged
         ]
+        versions += [VersionRead(version=version, **entry) for version, entry in merged.items()]
         if with_disk:
             versions += [
                 VersionRead(version=version.text, state="on_disk")
                 for version in self._registry.store.version_names(status.name)
-                if version.text not in status.versions
+                if version.text not in status.versions and version.text not in merged
             ]
         servable = next((entry.servable for entry in status.versions.values() if entry.servable), None)
         aliases = status.release.aliases if status.release else {}
@@ -111,7 +131,10 @@ class CatalogApi:
             name=status.name,
             task=servable.manifest.task if servable else None,
             kind=servable.kind if servable else None,
-            release="explicit" if status.release_is_explicit else "implicit",
+            release="explicit" if status.desired.is_explicit else "implicit",
+            revision=status.release.revision if status.release else None,
+            serving=dict(status.serving),
+            has_converged=has_converged(workers, status.name) if workers else status.has_converged,
             aliases={alias: entry.version for alias, entry in aliases.items()},
             versions=sorted(versions, key=lambda entry: Version.parse(entry.version)),
             error=status.error,

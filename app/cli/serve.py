@@ -126,7 +126,5 @@ def _worker_bytes(settings: Settings) -> int:
         for version in release.versions if release is not None else ():
             manifest = store.version(name, Version.parse(version)).manifest
             if manifest is not None:
-                measured = max((entry.rss_mb or 0 for entry in manifest.evaluation), default=0) * 1_000_000
-                one = measured or 3 * sum(entry.bytes for entry in manifest.files.values())
-                total += 2 * int(one) * (manifest.limits.instances or 1)
+                total += 2 * manifest.needed_bytes
     return total

@@ -120,6 +120,11 @@ class Batcher:
         return None if is_ended else result
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing runs. Read without the lock, as `is_busy` is."""
+        return not self._waiting and not self._runs
+
+    @property
     def is_busy(self) -> bool:
         """Whether anything waits. Read without the lock: a moment's error does no harm."""
         return bool(self._waiting)

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+_V1_MEMORY = ("memory.limit_in_bytes", "memory.usage_in_bytes")
 _UNLIMITED = 1 << 60  # cgroup v1 writes a number near 2^63 for "no limit"
 
 
@@ -68,6 +69,31 @@ def memory_limit_bytes(root: Path = Path("/")) -> int | None:
         if line.startswith("MemTotal:"):
             limits.append(int(line.split()[1]) * 1024)
     return min(limits, default=None)
+
+
+def available_memory_bytes(root: Path = Path("/")) -> int | None:
+    """What may still be used: the least of each cgroup's limit without its use, and of the machine's free memory.
+
+    The page cache that can be dropped (`inactive_file`) counts as free. None where nothing can be read.
+    """
+    free = []
+    for directory in _cgroup_directories(root, "memory"):
+        for limit_name, use_name in (("memory.max", "memory.current"), _V1_MEMORY):
+            limit, use = _number(directory / limit_name), _number(directory / use_name)
+            if limit is not None and use is not None and limit < _UNLIMITED:
+                free.append(limit - use + _cache_bytes(directory / "memory.stat"))
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            free.append(int(line.split()[1]) * 1024)
+    return min(free, default=None)
+
+
+def _cache_bytes(path: Path) -> int:
+    for line in _lines(path):
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file"):
+            return int(value)
+    return 0
 
 
 def cpu_features(root: Path = Path("/")) -> frozenset[str]:

@@ -11,6 +11,7 @@ from app.engine.batcher import Batcher
 from app.engine.call import Answer, Call, Timings
 from app.engine.execution import Execution, Part
 from app.engine.lane import Priority, Work
+from app.engine.shadow import Shadow
 from app.errors import ClientClosed, HeadwayError
 from app.metrics import Metrics
 from app.registry.batch_axis import join
@@ -29,10 +30,16 @@ class Inference:
         self._batcher = batcher
         self._metrics = metrics
         self._executions: dict[Servable, Execution] = {}
+        self._shadow: Shadow | None = None
+        if batcher is not None and metrics is not None:
+            self._shadow = Shadow(self.predict_now, lambda: batcher.is_idle, metrics)
 
     def resolve(self, ref: ModelRef | None, kind: ContentKind, routing_key: bytes | None = None) -> Resolved:
         """Which version answers; without `ref` the default model for this kind. Raises ModelNotFound and its kin."""
-        return self.registry.resolve(ref or self.registry.default_for(kind), routing_key)
+        resolved = self.registry.resolve(ref or self.registry.default_for(kind), routing_key)
+        if resolved.fallback_from is not None and self._metrics is not None:
+            self._metrics.canary_fallback.labels(resolved.servable.name, resolved.fallback_from).inc()
+        return resolved
 
     async def predict(self, call: Call, resolved: Resolved) -> Answer:
         """Answer a call with the version that `resolve` gave for it.
@@ -49,6 +56,8 @@ class Inference:
         prepared = time.perf_counter()
         results = await self._run(self._batcher, execution, works, call)
         answer = _assemble(call, resolved, results)
+        if self._shadow is not None and (shadow := self.registry.shadow_of(servable.name)) is not None:
+            self._shadow.offer(*shadow, call, answer)
         answer.timings.preprocess += prepared - started
         if self._metrics is not None:
             batch_size = self._metrics.model(servable.name, servable.version).batch_size
@@ -66,6 +75,11 @@ class Inference:
         """Raises Overloaded where a call with so many seconds left would be refused; for a look before parsing."""
         if self._batcher is not None:
             self._batcher.check_room(self._execution(resolved.servable), seconds, priority)
+
+    def close(self) -> None:
+        """Runs nothing in the shadow any more."""
+        if self._shadow is not None:
+            self._shadow.close()
 
     def forget(self, servable: Servable) -> None:
         """The version is unloaded and has no calls any more."""

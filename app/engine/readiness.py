@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from app.errors import Draining, ModelNotReady, Unavailable
-from app.registry.lifecycle import Registry, State
+from app.registry.lifecycle import Registry
+from app.registry.status import State
 
 
 class Flag(Protocol):

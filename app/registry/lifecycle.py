@@ -1,19 +1,24 @@
-"""The models of one process: which versions are released, loaded, failed or withdrawn, and which one answers.
+"""The models of one process: brought to what the registry directory asks for, and asked who answers a reference.
 
-A version that fails to load is reported and refused for itself; the others go on serving.
+New versions are loaded, tried and warmed beside what serves, then take over at once. What fails is reported, and what
+served before goes on.
 """
 
 from __future__ import annotations
 
-import enum
+import contextlib
+import hashlib
 import logging
+import math
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 from app.errors import (
     HeadwayError,
+    InsufficientMemory,
     ModelFailed,
     ModelNotFound,
     ModelNotReady,
@@ -23,65 +28,37 @@ from app.errors import (
     VersionNotFound,
     VersionNotReleased,
 )
+from app.registry.desired import GONE_SECONDS, Desired, Watch
 from app.registry.loading import load_servable
 from app.registry.manifest import Manifest
 from app.registry.quarantine import WorkerQuarantine, describe_quarantine
 from app.registry.release import STABLE, Release
 from app.registry.servable import ContentKind, Servable
+from app.registry.status import ModelStatus, State, VersionStatus, choose_serving
 from app.registry.store import Defaults, Store
 from app.registry.versions import ModelRef, Version, is_version
 
 logger = logging.getLogger(__name__)
 
-
-class State(enum.StrEnum):
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
-    QUARANTINED = "quarantined"
-
-
-@dataclass(frozen=True, slots=True)
-class VersionStatus:
-    """One released version in this process. `load_seconds` is the time from digests to warm.
-
-    `kind` is None where it could not be read.
-    """
-
-    name: str
-    version: str
-    state: State
-    error: str | None = None
-    servable: Servable | None = None
-    load_seconds: float = 0.0
-    kind: ContentKind | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """One model in this process. `release` is None where release.yaml is wrong or nothing can be released."""
-
-    name: str
-    release: Release | None
-    release_is_explicit: bool
-    error: str | None = None
-    versions: Mapping[str, VersionStatus] = field(default_factory=dict)
+# Between two tries of what can heal by itself; doubled each time up to this.
+_LONGEST_PAUSE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The version that answers a call, and the alias that led to it (None for an exact version)."""
+    """The version that answers a call, and the alias that led to it (None for an exact version).
+
+    It keeps the version loaded as long as it is held. `fallback_from` is the alias whose turn it was, where its version
+    is not there and stable answers instead.
+    """
 
     servable: Servable
     alias: str | None
+    fallback_from: str | None = None
 
 
 class Registry:
-    """The models of one process: what is released, what is loaded, and which version answers a reference.
-
-    `load` replaces the whole state at once; readers see the old one or the new one. `resolve` may be called
-    from any thread.
-    """
+    """`load` and `reconcile` are called in one thread, the rest in any: state is replaced, never changed."""
 
     def __init__(
         self,
@@ -89,16 +66,22 @@ class Registry:
         threads: int = 1,
         cpu_features: frozenset[str] = frozenset(),
         quarantine: WorkerQuarantine | None = None,
+        available_bytes: Callable[[], int | None] = lambda: None,
+        gone_seconds: float = GONE_SECONDS,
     ) -> None:
-        """`quarantine`: where this process is a worker of a server that has one."""
+        """`quarantine`: where this process is a worker of a server that has one. `available_bytes`: free memory."""
         self._store = store
         self._threads = threads
         self._cpu_features = cpu_features
         self._quarantine = quarantine
+        self._available_bytes = available_bytes
         self._withdrawn = 0  # of the quarantined versions
         self._change = threading.Lock()
+        self._gone_seconds = gone_seconds
+        self._watch = Watch(store, gone_seconds)
         self._models: Mapping[str, ModelStatus] = {}
         self._defaults = Defaults()
+        self._wanted_now: frozenset[str] = frozenset()
         self._is_loaded = False
 
     @property
@@ -120,19 +103,51 @@ class Registry:
         return self._is_loaded
 
     def load(self, names: Iterable[str] | None = None) -> None:
-        """Load every released version (of `names`, else of all models). Never raises for a bad model."""
-        try:
-            self._defaults = self._store.defaults()
-        except (RegistryError, OSError) as exc:
-            logger.error("%s", exc)
-        models: dict[str, ModelStatus] = {}
-        for name in names if names is not None else self._store.model_names():
-            models[name] = self._load_model(name)
+        """Load every released version (of `names`, else of all models) afresh. Never raises for a bad model."""
+        self._watch = Watch(self._store, self._gone_seconds)
+        self._read_defaults()
+        wanted = self._watch.look()
+        chosen = set(wanted) if names is None else set(names) & set(wanted)
+        models = {name: self._converge(wanted[name], None, lambda _: None) for name in sorted(chosen)}
         with self._change:
             self._models = models
             self._withdrawn = 0
             self._is_loaded = True
         self.withdraw_quarantined()
+
+    def reconcile(
+        self,
+        on_change: Callable[[], None] = lambda: None,
+        turn: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> list[Servable]:
+        """One look at the directory: load what is new, let it take over, and return what serves no more.
+
+        `on_change` is called whenever `models` has changed; a load is made within `turn()`. What is returned is kept by
+        whoever still runs it, and its memory is given back after that.
+        """
+        if self._store.root.is_dir():
+            self._read_defaults()
+        wanted = self._watch.look()
+        retired: list[Servable] = []
+
+        def publish(status: ModelStatus) -> None:
+            self._replace(status)
+            on_change()
+
+        for name, desired in wanted.items():
+            before = self._models.get(name)
+            if before is None or before.desired is not desired or any(map(self._is_due, before.versions.values())):
+                with turn():
+                    publish(self._converge(desired, before, publish))
+                retired += _lost(before, self._models[name])
+        for name in set(self._models) - set(wanted):
+            with self._change:
+                before = self._models[name]
+                self._models = {key: status for key, status in self._models.items() if key != name}
+            retired += _lost(before, None)
+            on_change()
+        self.withdraw_quarantined()
+        return retired
 
     def open(self, ref: ModelRef) -> Resolved:
         """Load one model for use without a server; an exact version need not be released.
@@ -172,13 +187,18 @@ class Registry:
             raise ModelNotFound(f"there is no model {ref.name!r}; served are {', '.join(self._models) or 'none'}")
         if model.release is None:
             raise ModelFailed(f"model {ref.name!r} cannot be served: {model.error}")
-        alias, version = self._select(model, model.release, ref.tag, routing_key)
-        status = model.versions[version]
-        if status.state is State.QUARANTINED:
-            raise ModelQuarantined(str(status.error))
-        if status.servable is None:
-            raise ModelFailed(f"{ref.name}@{version} cannot be served: {status.error}")
-        return Resolved(status.servable, alias)
+        if ref.tag is None:
+            return self._route(model, routing_key)
+        return self._address(model, ref.tag)
+
+    def shadow_of(self, name: str) -> tuple[Servable, float] | None:
+        """The shadow version of a model and its share in percent, where it has one that is ready."""
+        model = self._models.get(name)
+        shadow = model.release.shadow if model is not None and model.release is not None else None
+        if model is None or shadow is None or shadow.version not in model.versions:
+            return None
+        servable = model.versions[shadow.version].servable
+        return (servable, shadow.share) if servable is not None else None
 
     def withdraw_quarantined(self) -> None:
         """Serve no more what was quarantined since the last call; 0.1 µs where nothing was."""
@@ -202,17 +222,24 @@ class Registry:
         choice = f"choose one of {', '.join(fitting)}" if fitting else "none is served"
         raise ModelRequired(f"name the model that shall take this {kind}: {choice}")
 
-    def _select(
-        self, model: ModelStatus, release: Release, tag: str | None, routing_key: bytes | None
-    ) -> tuple[str | None, str]:
-        if tag is None:
-            alias = release.route(model.name, routing_key)
-            return alias, release.aliases[alias].version
-        if tag in release.aliases:
-            return tag, release.aliases[tag].version
-        if tag in model.versions:
-            return None, tag
-        served = ", ".join([*release.aliases, *model.versions])
+    # --- who answers
+
+    def _route(self, model: ModelStatus, routing_key: bytes | None) -> Resolved:
+        """By the weights; a canary that is not there leaves its share to stable."""
+        assert model.release is not None
+        alias = model.release.route(model.name, routing_key)
+        if alias != STABLE and alias not in model.serving:
+            return replace(self._answering(model, STABLE, STABLE), fallback_from=alias)
+        return self._answering(model, alias, alias)
+
+    def _address(self, model: ModelStatus, tag: str) -> Resolved:
+        """An alias or a version that the caller names always wins."""
+        assert model.release is not None
+        if tag in model.release.aliases:
+            return self._answering(model, tag, tag)
+        if tag in model.release.versions:
+            return self._servable(model, tag, None)
+        served = ", ".join([*model.release.aliases, *model.release.versions])
         if not is_version(tag):
             raise VersionNotFound(f"model {model.name!r} has no alias {tag!r}; it has {served}")
         if any(version.text == tag for version in self._store.version_names(model.name)):
@@ -221,47 +248,126 @@ class Registry:
             )
         raise VersionNotFound(f"model {model.name!r} has no version {tag}; it has {served}")
 
-    def _load_model(self, name: str) -> ModelStatus:
+    def _answering(self, model: ModelStatus, alias: str, shown: str) -> Resolved:
+        assert model.release is not None
+        return self._servable(model, model.serving.get(alias, model.release.aliases[alias].version), shown)
+
+    def _servable(self, model: ModelStatus, version: str, alias: str | None) -> Resolved:
+        status = model.versions[version]
+        if status.servable is not None:
+            return Resolved(status.servable, alias)
+        if status.state is State.QUARANTINED:
+            raise ModelQuarantined(str(status.error))
+        if status.state is State.UNLOADED:
+            self._wanted_now |= {status.label}
+        if status.state in (State.UNLOADED, State.LOADING):
+            raise ModelNotReady(f"{status.label} is being loaded; try again in a second")
+        raise ModelFailed(f"{status.label} cannot be served: {status.error}")
+
+    # --- what is there
+
+    def _replace(self, status: ModelStatus) -> None:
+        with self._change:
+            self._models = {**self._models, status.name: status}
+            self._withdrawn = 0
+
+    def _read_defaults(self) -> None:
         try:
-            release, explicit = self._store.release(name)
+            self._defaults = self._store.defaults()
         except (RegistryError, OSError) as exc:
             logger.error("%s", exc)
-            return ModelStatus(name, None, True, error=str(exc))
-        if release is None:
-            error = f"{self._store.root / name}: holds no final version; add a directory named like 1.0.0"
-            logger.error("%s", error)
-            return ModelStatus(name, None, False, error=error)
-        versions = {version: self._load_version(name, version) for version in release.versions}
-        return ModelStatus(name, release, explicit, versions=versions)
 
-    def _load_version(self, name: str, version: str) -> VersionStatus:
+    def _read_kind(self, name: str, version: str) -> ContentKind | None:
+        """Which content a version takes; None where its manifest cannot be read."""
+        manifest = self._store.version(name, Version.parse(version)).manifest
+        return manifest.content_kind if manifest is not None else None
+
+    def _is_due(self, status: VersionStatus) -> bool:
+        """Whether to load what was not loaded, or failed, before."""
+        if status.state is State.UNLOADED:
+            return status.label in self._wanted_now
+        if status.state is State.FAILED:
+            return time.monotonic() >= status.retry_at or status.fingerprint != self._fingerprint(status)
+        return status.state is State.LOADING
+
+    def _converge(
+        self, desired: Desired, before: ModelStatus | None, publish: Callable[[ModelStatus], None]
+    ) -> ModelStatus:
+        """Load what `desired` asks for and is not there; tells `publish` before a load that takes its time."""
+        release = desired.release
+        if release is None:
+            return ModelStatus(desired)
+        known = dict(before.versions) if before is not None else {}
+        serving = dict(before.serving) if before is not None else {}
+        versions = {
+            version: self._keep(release, desired.name, version, known.get(version)) for version in release.versions
+        }
+        missing = [version for version, status in versions.items() if status.state is State.LOADING]
+        if missing and before is not None and before.release is not None:
+            publish(replace(before, versions=known | {version: versions[version] for version in missing}))
+        for version in missing:
+            versions[version] = self._load_version(versions[version])
+        there = {version: status for version, status in known.items() if status.servable is not None}
+        serving = choose_serving(release, there | versions, serving)
+        kept = {version: there[version] for version in serving.values() if version not in versions}
+        return ModelStatus(desired, versions | kept, serving)
+
+    def _keep(self, release: Release, name: str, version: str, known: VersionStatus | None) -> VersionStatus:
+        """A version as it is, or as one that has to be loaded."""
+        if known is None and release.load == "lazy":
+            return VersionStatus(name, version, State.UNLOADED, kind=self._read_kind(name, version))
+        if known is None:
+            return VersionStatus(name, version, State.LOADING)
+        return replace(known, state=State.LOADING) if self._is_due(known) else known
+
+    def _load_version(self, before: VersionStatus) -> VersionStatus:
         if self._quarantine is None:
-            return self._try_version(name, version)
-        label = f"{name}@{version}"
-        if label in self._quarantine.list_labels():
-            manifest = self._store.version(name, Version.parse(version)).manifest
-            logger.warning("%s is not loaded: it is quarantined", label)
-            return _quarantined(name, version, manifest.content_kind if manifest is not None else None)
-        with self._quarantine.loading(name, version):
-            status = self._try_version(name, version)
+            return self._try_version(before)
+        if before.label in self._quarantine.list_labels():
+            logger.warning("%s is not loaded: it is quarantined", before.label)
+            return _quarantined(before, self._read_kind(before.name, before.version))
+        with self._quarantine.loading(before.name, before.version):
+            status = self._try_version(before)
         if status.servable is not None:
-            status.servable.marker = self._quarantine.marker(name, version)
+            status.servable.marker = self._quarantine.marker(before.name, before.version)
         return status
 
-    def _try_version(self, name: str, version: str) -> VersionStatus:
+    def _try_version(self, before: VersionStatus) -> VersionStatus:
         started = time.monotonic()
+        # Taken first: what changes while it is read is tried again.
+        failed = replace(before, state=State.FAILED, fingerprint=self._fingerprint(before), retry_at=math.inf)
         try:
-            servable = load_servable(self._store.root / name / version, self._threads)
-        except (HeadwayError, OSError) as exc:
-            logger.error("%s@%s cannot be served: %s", name, version, exc)
-            return VersionStatus(name, version, State.FAILED, error=str(exc))
+            directory = self._store.root / before.name / before.version
+            servable = load_servable(directory, self._threads, self._available_bytes())
+        except (InsufficientMemory, OSError) as exc:
+            pause = min(max(1.0, 2 * before.pause_seconds), _LONGEST_PAUSE_SECONDS)
+            logger.error("%s cannot be served, tried again in %.0f s: %s", before.label, pause, exc)
+            return replace(failed, error=str(exc), retry_at=time.monotonic() + pause, pause_seconds=pause)
+        except HeadwayError as exc:
+            logger.error("%s cannot be served: %s", before.label, exc)
+            return replace(failed, error=str(exc))
         except Exception as exc:
             # A backend may raise anything on a damaged file; that must not take its neighbours with it.
-            logger.exception("%s@%s cannot be served", name, version)
-            return VersionStatus(name, version, State.FAILED, error=f"{type(exc).__name__}: {exc}")
+            logger.exception("%s cannot be served", before.label)
+            return replace(failed, error=f"{type(exc).__name__}: {exc}")
         self._tell_missing_features(servable.manifest)
-        seconds = time.monotonic() - started
-        return VersionStatus(name, version, State.READY, servable=servable, load_seconds=seconds, kind=servable.kind)
+        return VersionStatus(
+            before.name,
+            before.version,
+            State.READY,
+            servable=servable,
+            load_seconds=time.monotonic() - started,
+            kind=servable.kind,
+        )
+
+    def _fingerprint(self, status: VersionStatus) -> str:
+        """Of the names, sizes and times of the version's files."""
+        lines = []
+        for path in sorted((self._store.root / status.name / status.version).rglob("*")):
+            with contextlib.suppress(OSError):
+                entry = path.stat()
+                lines.append(f"{path} {entry.st_size} {entry.st_mtime_ns}")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def _tell_missing_features(self, manifest: Manifest) -> None:
         for evaluation in manifest.evaluation:
@@ -280,18 +386,25 @@ class Registry:
 def _takes(model: ModelStatus, kind: ContentKind) -> bool:
     if model.release is None:
         return False
-    return model.versions[model.release.aliases[STABLE].version].kind == kind
+    return model.versions[model.serving.get(STABLE, model.release.aliases[STABLE].version)].kind == kind
 
 
 def _withdraw(model: ModelStatus, labels: frozenset[str]) -> ModelStatus:
     """The model without these versions. What still runs one goes on with it; its memory is given back after that."""
     versions = {
-        version: _quarantined(model.name, version, status.kind) if f"{model.name}@{version}" in labels else status
+        version: _quarantined(status, status.kind) if status.label in labels else status
         for version, status in model.versions.items()
     }
     return replace(model, versions=versions)
 
 
-def _quarantined(name: str, version: str, kind: ContentKind | None) -> VersionStatus:
-    error = describe_quarantine(f"{name}@{version}")
-    return VersionStatus(name, version, State.QUARANTINED, error=error, kind=kind)
+def _quarantined(status: VersionStatus, kind: ContentKind | None) -> VersionStatus:
+    error = describe_quarantine(status.label)
+    return VersionStatus(status.name, status.version, State.QUARANTINED, error=error, kind=kind)
+
+
+def _lost(before: ModelStatus | None, after: ModelStatus | None) -> list[Servable]:
+    """What `before` served and `after` does not."""
+    left = {id(status.servable) for status in after.versions.values()} if after is not None else set()
+    gone = [status.servable for status in before.versions.values()] if before is not None else []
+    return [servable for servable in gone if servable is not None and id(servable) not in left]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from app.errors import RegistryError, RunFailed
+from app.errors import InsufficientMemory, RegistryError, RunFailed
 from app.registry.golden import run_golden_tests
 from app.registry.manifest import Manifest, read_manifest
 from app.registry.servable import Servable
@@ -27,13 +27,20 @@ _MORE_RUNS = 5
 _RUNTIMES: Mapping[str, Callable[[Path, int], Runtime]] = {"onnx": OnnxRuntime}
 
 
-def load_servable(directory: Path, threads: int) -> Servable:
+def load_servable(directory: Path, threads: int, available_bytes: int | None = None) -> Servable:
     """Load one version ready to run: every check of the lifecycle, warm-up among them.
 
-    Raises RegistryError or RuntimeLoadError with the file, the field and the fix.
+    Raises RegistryError or RuntimeLoadError with the file, the field and the fix, and InsufficientMemory where it
+    needs more than `available_bytes`.
     """
     manifest = read_manifest(directory)
     verify_files(directory, manifest.files)
+    needed = manifest.needed_bytes
+    if available_bytes is not None and needed > available_bytes:
+        raise InsufficientMemory(
+            f"{directory}: needs about {needed / 1e6:.0f} MB of memory, and {available_bytes / 1e6:.0f} MB are free; "
+            "release fewer versions at one time, or give the server more"
+        )
     runtime = _open_runtime(manifest, directory / manifest.model_file, threads)
     try:
         servable = Servable(manifest, directory, runtime)

@@ -145,6 +145,13 @@ class Manifest(_Section):
     evaluation: tuple[Evaluation, ...] = ()
     parent: Parent | None = None
 
+    @property
+    def needed_bytes(self) -> int:
+        """Memory that loading takes: as it was measured, else three times the files; for each instance."""
+        measured = max((entry.rss_mb or 0 for entry in self.evaluation), default=0) * 1e6
+        one = measured or 3 * sum(entry.bytes for entry in self.files.values())
+        return int(one) * (self.limits.instances or 1)
+
     @field_validator("schema_")
     @classmethod
     def _known_schema(cls, value: int) -> int:

@@ -1,11 +1,14 @@
-"""Which version of a model gets which traffic: `release.yaml`, the desired state."""
+"""Which version of a model gets which traffic: `release.yaml`, the desired state.
+
+What a change makes of it is in changes.py; how it is written in editor.py.
+"""
 
 from __future__ import annotations
 
 import datetime
 import hashlib
 import random
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -13,6 +16,12 @@ from app.registry.versions import ALIAS_NAME, Version, is_version
 
 SCHEMA = 1
 STABLE = "stable"
+CANARY = "canary"
+SHADOW = "shadow"
+HISTORY_LENGTH = 20
+
+# eager: loaded at start; lazy: at the first request, and unloaded where memory is short; pinned: eager, never unloaded.
+Load = Literal["eager", "lazy", "pinned"]
 
 
 class _Section(BaseModel):
@@ -32,25 +41,44 @@ class AliasEntry(_Section):
     _good_version = field_validator("version")(_version)
 
 
+class Shadow(_Section):
+    """`share` is the percentage of the traffic of which a copy runs on `version` after the answer."""
+
+    version: str
+    share: float = Field(gt=0, le=100)
+
+    _good_version = field_validator("version")(_version)
+
+
 class Changed(_Section):
+    """Who made this revision. `restores`: a rollback, to the aliases of that revision."""
+
     at: datetime.datetime
     by: str
     why: str
+    restores: int | None = None
 
 
 class HistoryEntry(_Section):
-    revision: int
+    """The aliases of an earlier revision. Who made it is not known of one that was written by hand."""
+
+    revision: int = Field(ge=0)
     aliases: dict[str, AliasEntry]
-    at: datetime.datetime
-    by: str
-    why: str
+    at: datetime.datetime | None = None
+    by: str | None = None
+    why: str | None = None
+    restores: int | None = None
 
 
 class Release(_Section):
+    """`history` begins with the newest revision; our own tools keep HISTORY_LENGTH of them."""
+
     schema_: int = Field(default=SCHEMA, alias="schema")
     revision: int = Field(default=0, ge=0)
     aliases: dict[str, AliasEntry]
+    shadow: Shadow | None = None
     also_serve: tuple[str, ...] = ()
+    load: Load = "eager"
     changed: Changed | None = None
     history: tuple[HistoryEntry, ...] = ()
 
@@ -72,6 +100,10 @@ class Release(_Section):
         for name in value if isinstance(value, dict) else ():
             if not ALIAS_NAME.fullmatch(str(name)) or is_version(str(name)):
                 raise ValueError(f"{name!r} is not an alias: use a-z, 0-9, '_' and '-', beginning with a letter")
+            if name == SHADOW:
+                raise ValueError(
+                    "'shadow' is not an alias: write it beside aliases, as shadow: {version: …, share: 10}"
+                )
         return value
 
     @model_validator(mode="after")
@@ -86,13 +118,26 @@ class Release(_Section):
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """Every version that is served, each once, `stable` first."""
+        """Every version that is loaded, each once, `stable` first; the shadow's is one of them."""
         named = [
             self.aliases[STABLE].version,
             *(entry.version for entry in self.aliases.values()),
             *self.also_serve,
+            *([self.shadow.version] if self.shadow is not None else []),
         ]
         return tuple(dict.fromkeys(named))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The percentage of unaddressed traffic that each alias gets; `stable` what the others leave."""
+        others = {alias: entry.weight or 0.0 for alias, entry in self.aliases.items() if alias != STABLE}
+        return {STABLE: 100 - sum(others.values()), **others}
+
+    def users_of(self, version: str) -> tuple[str, ...]:
+        """The aliases and sections that name a version: why it cannot be removed."""
+        users = [alias for alias, entry in self.aliases.items() if entry.version == version]
+        users += [SHADOW] if self.shadow is not None and self.shadow.version == version else []
+        return (*users, "also_serve") if version in self.also_serve else tuple(users)
 
     def route(self, model: str, routing_key: bytes | None) -> str:
         """The alias that takes a call which names none: by weight, sticky by `routing_key` where one is given.

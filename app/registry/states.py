@@ -1,14 +1,13 @@
-"""Shows the state of every released version in the metrics, and keeps it true while a server runs."""
+"""Shows the state of every released version in the metrics, and to the other workers."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from app.metrics import Metrics
-from app.registry.lifecycle import Registry, VersionStatus
-
-_WATCH_SECONDS = 1.0
+from app.registry.lifecycle import Registry
+from app.registry.status import VersionStatus
+from app.registry.worker_states import StateFile
 
 logger = logging.getLogger(__name__)
 
@@ -16,30 +15,31 @@ logger = logging.getLogger(__name__)
 class ModelStates:
     """For one process; not thread-safe."""
 
-    def __init__(self, registry: Registry, metrics: Metrics) -> None:
+    def __init__(self, registry: Registry, metrics: Metrics, file: StateFile | None = None) -> None:
         self._registry = registry
         self._metrics = metrics
+        self._file = file
         self._published: dict[tuple[str, str], str] = {}
 
-    async def watch(self) -> None:
-        """Until cancelled. A worker that nobody asks would else not see what is quarantined."""
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            try:
-                self._registry.withdraw_quarantined()
-                self.publish()
-            except Exception:
-                logger.exception("the states of the models could not be published")
-
     def publish(self) -> None:
-        """Bring the metrics up to date; what has not changed since the last call costs next to nothing."""
-        for model in self._registry.models.values():
-            for status in model.versions.values():
-                key = (status.name, status.version)
-                before = self._published.get(key)
-                if before != status.state:
-                    self._publish(status, before)
-                    self._published[key] = status.state
+        """Bring metrics and file up to date; what has not changed since the last call costs next to nothing."""
+        there = {
+            (status.name, status.version): status
+            for model in self._registry.models.values()
+            for status in model.versions.values()
+        }
+        for key in set(self._published) - set(there):
+            self._metrics.model_state.labels(*key, self._published.pop(key)).set(0)
+        for key, status in there.items():
+            before = self._published.get(key)
+            if before != status.state:
+                self._publish(status, before)
+                self._published[key] = status.state
+        if self._file is not None:
+            try:
+                self._file.write(self._registry)
+            except OSError as exc:
+                logger.error("the state of this worker cannot be shown to the others: %s", exc)
 
     def _publish(self, status: VersionStatus, before: str | None) -> None:
         metrics, key = self._metrics, (status.name, status.version)

@@ -14,7 +14,7 @@ from app.errors import RegistryError
 from app.registry.manifest import FileEntry, Manifest, read_manifest
 from app.registry.release import Release, implicit_release
 from app.registry.versions import MODEL_NAME, Version
-from app.registry.yaml import read_yaml
+from app.registry.yaml import parse_yaml, read_yaml
 
 ContentKind = Literal["image", "text", "tensor"]
 
@@ -47,6 +47,18 @@ class VersionDirectory:
     path: Path
     manifest: Manifest | None
     error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseFile:
+    """`digest` is the SHA-256 of the file's bytes: what a change is held against."""
+
+    release: Release
+    digest: str
+
+
+def digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class Store:
@@ -85,14 +97,32 @@ class Store:
         except RegistryError as exc:
             return VersionDirectory(model, version, path, None, str(exc))
 
+    def release_path(self, model: str) -> Path:
+        return self._releases / model / "release.yaml"
+
+    def release_file(self, model: str) -> ReleaseFile | None:
+        """The release that is written down, with the digest of its bytes; None where there is none.
+
+        Raises RegistryError where it is wrong, OSError where it cannot be read.
+        """
+        try:
+            data = self.release_path(model).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return ReleaseFile(self.parse_release(model, data), digest_of(data))
+
+    def parse_release(self, model: str, data: bytes) -> Release:
+        """Raises RegistryError with the file, the field and the fix."""
+        return parse_yaml(data, self.release_path(model), Release)
+
     def release(self, model: str) -> tuple[Release | None, bool]:
         """The release of a model, and whether it is written down (else it is implied by the versions).
 
         Raises RegistryError where release.yaml is wrong.
         """
-        path = self._releases / model / "release.yaml"
-        if path.exists():
-            return read_yaml(path, Release), True
+        written = self.release_file(model)
+        if written is not None:
+            return written.release, True
         return implicit_release(self.version_names(model)), False
 
     def defaults(self) -> Defaults:

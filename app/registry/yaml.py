@@ -30,6 +30,11 @@ def read_yaml(path: Path, model: type[_Model]) -> _Model:
         data = path.read_bytes()
     except OSError as exc:
         raise RegistryError(f"{path}: cannot be read ({exc.strerror}); check that it exists and its rights") from exc
+    return parse_yaml(data, path, model)
+
+
+def parse_yaml(data: bytes, path: Path, model: type[_Model]) -> _Model:
+    """Validate what was read from `path`. Raises RegistryError as `read_yaml` does."""
     if len(data) > MAX_FILE_BYTES:
         raise RegistryError(f"{path}: is larger than {MAX_FILE_BYTES} bytes; this cannot be a {path.name}")
     try:

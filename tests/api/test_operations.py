@@ -42,10 +42,10 @@ def test_models_lists_what_is_served(client: httpx.Client) -> None:
     models = {model["name"]: model for model in listed["models"]}
     assert models["digits"]["aliases"] == {"stable": "1.1.0"}
     assert models["digits"]["release"] == "explicit"
-    assert models["digits"]["versions"] == [
-        {"version": "1.0.0", "state": "ready"},
-        {"version": "1.1.0", "state": "ready"},
-    ]
+    versions = models["digits"]["versions"]
+    assert [(version["version"], version["state"]) for version in versions] == [("1.0.0", "ready"), ("1.1.0", "ready")]
+    assert all(set(version["workers"]) == {"ready"} for version in versions)
+    assert models["digits"]["serving"] == {"stable": "1.1.0"}
     assert models["efficientnet-lite0"]["kind"] == "image"
     assert client.get("/models/digits").json()["task"] == "tabular-classification"
 

@@ -21,8 +21,9 @@ from app.errors import (
     VersionNotFound,
     VersionNotReleased,
 )
-from app.registry.lifecycle import Registry, State
+from app.registry.lifecycle import Registry
 from app.registry.loading import load_servable
+from app.registry.status import State
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from tests.fixtures_models import edit_manifest, onnx_bytes, onnx_file, write_model, write_release, write_yaml
@@ -187,7 +188,7 @@ def test_implicit_release_is_the_newest_final_version(root: Path, registry: Regi
         write_model(root, "m", version)
     registry.load()
     assert _resolve(registry, "m") == ("1.10.0", "stable")
-    assert registry.models["m"].release_is_explicit is False
+    assert registry.models["m"].desired.is_explicit is False
     assert list(registry.models["m"].versions) == ["1.10.0"]
     for version in ("1.9.0", "2.0.0-rc.1"):
         with pytest.raises(

@@ -19,9 +19,10 @@ import pytest
 
 from app.errors import ModelFailed, ModelQuarantined
 from app.metrics import Metrics
-from app.registry.lifecycle import Registry, State
+from app.registry.lifecycle import Registry
 from app.registry.quarantine import Quarantine, WorkerQuarantine
 from app.registry.states import ModelStates
+from app.registry.status import State
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from tests.fixtures_models import write_model, write_release
