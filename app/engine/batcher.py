@@ -32,7 +32,7 @@ _HERE_LIMIT_SECONDS = 0.25
 
 
 class Batcher:
-    """`threads` daemon threads over the lanes of all models. All but `close` is called in the event loop.
+    """`threads` daemon threads over the lanes of all models. All but `close` and `forget` is called in the event loop.
 
     `on_stuck` is called, once, in a thread, with the name of a model whose run could not be ended: this process
     should be replaced.
@@ -44,7 +44,6 @@ class Batcher:
         self._metrics = metrics
         self._count = threads
         self._lanes: dict[Executor, Lane] = {}
-        self._holds: dict[Executor, Hold] = {}
         self._waiting: dict[Lane, None] = {}
         self._runs: dict[Run, None] = {}
         self._virtual_seconds = 0.0
@@ -91,7 +90,7 @@ class Batcher:
         return (
             executor.is_steady
             and len(works) == 1
-            and self._holds[executor].allows(works[0].rows, time.monotonic())
+            and lane.hold.allows(works[0].rows, time.monotonic())
             and lane.priority is None
             and lane.has_free_run
         )
@@ -116,7 +115,7 @@ class Batcher:
         is_ended = run.cancellation.is_cancelled
         now = time.monotonic()
         # By the clock: asking for the CPU time of this thread twice costs more than the smallest runs.
-        self._holds[executor].measure(now - started, now - started, work.rows, now)
+        lane.hold.measure(now - started, now - started, work.rows, now)
         return None if is_ended else result
 
     @property
@@ -136,10 +135,9 @@ class Batcher:
         self._check_room(self._lane(executor), 1, seconds, priority, time.monotonic())
 
     def forget(self, executor: Executor) -> None:
-        """The executor has no calls and will have none: its version is unloaded."""
+        """The executor's version is unloaded. Called in any thread; what still waits or runs is finished."""
         with self._changed:
             self._lanes.pop(executor, None)
-        self._holds.pop(executor, None)
 
     def close(self) -> None:
         """End the threads once they are idle; works that still wait are run first."""
@@ -154,8 +152,8 @@ class Batcher:
         lane = self._lanes.get(executor)
         if lane is None:
             depth = self._metrics.queue_depth.labels(executor.model) if self._metrics is not None else None
-            lane = self._lanes[executor] = Lane(executor, depth, row_seconds=executor.guess_seconds)
-            self._holds[executor] = Hold(executor.guess_seconds, self._count)
+            hold = Hold(executor.guess_seconds, self._count)
+            lane = self._lanes[executor] = Lane(executor, hold, depth, row_seconds=executor.guess_seconds)
         return lane
 
     def _check_room(self, lane: Lane, rows: int, seconds: float, priority: Priority, now: float) -> None:
@@ -243,9 +241,7 @@ class Batcher:
             lane.runs -= 1
             lane.used_seconds += seconds - run.expected_seconds
             lane.measure(seconds, run.rows, was_ended=run.cancellation.is_cancelled)
-            hold = self._holds.get(lane.executor)
-            if hold is not None:
-                hold.measure(cpu_seconds, ended - run.started, run.rows, ended)
+            lane.hold.measure(cpu_seconds, ended - run.started, run.rows, ended)
             if self._closed:
                 self._changed.notify_all()
             elif lane.executor.max_runs is not None and lane.priority is not None:

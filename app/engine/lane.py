@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from prometheus_client import Gauge
 
+from app.engine.hold import Hold
 from app.runtimes.base import Cancellation
 
 # The weight of the newest run in the moving average of the service time.
@@ -87,6 +88,7 @@ class Lane:
     """All but `executor` is guarded by the batcher's lock. `row_seconds` is measured at the batch size in use."""
 
     executor: Executor
+    hold: Hold
     depth: Gauge | None = None
     calls_waiting: int = 0
     rows_waiting: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(Priority, 0))

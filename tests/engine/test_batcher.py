@@ -519,3 +519,14 @@ async def test_run_here_that_does_not_end_is_ended(batcher: Batcher) -> None:
     assert batcher.can_run_here(endless, [work])
     assert batcher.run_here(endless, work, time.monotonic() + PATIENCE_SECONDS) is None
     assert not batcher.can_run_here(endless, [work])
+
+
+async def test_what_is_forgotten_while_it_runs_or_waits_is_finished(batcher: Batcher) -> None:
+    m = Functions(guess_seconds=1e-5)
+    assert batcher.can_run_here(m, [Work(lambda _: None)])
+    assert batcher.run_here(m, Work(lambda _: batcher.forget(m) or "here"), time.monotonic() + 1) == "here"
+    gate, _ = await _enter(batcher)
+    (waiting,) = _submit(batcher, m, lambda _: "there")
+    batcher.forget(m)
+    gate.open()
+    assert await waiting == "there"
