@@ -93,6 +93,7 @@ def create_app(
             await asyncio.to_thread(inference.close)
             await asyncio.to_thread(batcher.close)
             registry.close()
+            metrics.deferred.flush()
             access_log.close()
 
     # Whether an OpenTelemetry SDK was set up before; looking at each request costs 5 µs.

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, valu
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from app.deferred import DeferredHistograms
+
 DURATION_BUCKETS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 )  # fmt: skip
@@ -30,8 +32,8 @@ class ModelMetrics:
         self._labels = (model, version)
         self._requests: dict[tuple[str, int], Counter] = {}
         self._durations: dict[str, Histogram] = {}
-        self.stages = {stage: metrics.stage_duration.labels(model, version, stage) for stage in STAGES}
-        self.batch_size = metrics.batch_size.labels(model, version)
+        self._stages = {stage: metrics.stage_duration.labels(model, version, stage) for stage in STAGES}
+        self._batch_size = metrics.batch_size.labels(model, version)
         self.in_flight = metrics.in_flight_requests.labels(model)
 
     def count(self, protocol: str, code: int, duration_seconds: float) -> None:
@@ -46,7 +48,13 @@ class ModelMetrics:
             if duration is None:
                 duration = self._metrics.request_duration.labels(protocol, *self._labels)
                 self._durations[protocol] = duration
-            duration.observe(duration_seconds)
+            self._metrics.deferred.observe(duration, duration_seconds)
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        self._metrics.deferred.observe(self._stages[stage], seconds)
+
+    def observe_batch(self, rows: int) -> None:
+        self._metrics.deferred.observe(self._batch_size, rows)
 
 
 class ShadowMetrics:
@@ -65,6 +73,7 @@ class Metrics:
 
     def __init__(self, directory: Path | None = None, slot: int = 0) -> None:
         self._directory = directory
+        self.deferred = DeferredHistograms()
         _choose_storage(directory, slot)
         self._registry = registry = CollectorRegistry()
         self._models: dict[tuple[str, str], ModelMetrics] = {}

@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
     {"processing", "runtimes", "monitoring", "auth"},
     {"storage"},
     {"settings", "errors", "metrics", "logs", "tensors"},
+    {"deferred"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # `headway predict` is the library with a table around it; `settings` and its kin are a floor with few stairs.

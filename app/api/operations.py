@@ -53,5 +53,6 @@ class OperationsApi:
     async def metrics(self, request: Request) -> Response:
         """Prometheus exposition, summed over all workers."""
         accept = request.headers.get("accept", "")
+        self._metrics.deferred.flush()
         content, content_type = await asyncio.to_thread(self._metrics.render, accept)
         return Response(content, headers={"content-type": content_type})

@@ -71,7 +71,7 @@ class Recorder:
             self._metrics.rejected.labels(model, reason).inc()
         if context.timings is not None:
             for stage, seconds in context.timings.stages():
-                bound.stages[stage].observe(seconds)
+                bound.observe_stage(stage, seconds)
 
 
 def _access_line(scope: Scope, context: RequestContext, now: float) -> dict[str, Any]:

@@ -60,10 +60,10 @@ class Inference:
             self._shadow.offer(*shadow, call, answer)
         answer.timings.preprocess += prepared - started
         if self._metrics is not None:
-            batch_size = self._metrics.model(servable.name, servable.version).batch_size
+            bound = self._metrics.model(servable.name, servable.version)
             for result in results:
                 if isinstance(result, Part) and result.run_rows is not None:
-                    batch_size.observe(result.run_rows)
+                    bound.observe_batch(result.run_rows)
         return answer
 
     @property

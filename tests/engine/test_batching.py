@@ -62,6 +62,7 @@ class Bench:
 
     def runs(self, model: str) -> dict[str, float]:
         """How many runs there were, and of how many rows together."""
+        self.metrics.deferred.flush()
         samples = next(iter(self.metrics.batch_size.collect())).samples
         return {
             sample.name.removeprefix("headway_batch_size_"): sample.value

@@ -1,0 +1,62 @@
+"""Histogram values gathered for a moment and written together.
+
+Seven histograms a request, two counters each in memory shared by the workers, took 20 µs of CPU of a small request and
+67 µs after a photo, when nothing of them is in the caches any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+from prometheus_client import Histogram
+
+FLUSH_SECONDS = 0.2
+_FEW = 4
+
+
+class DeferredHistograms:
+    """Used in one event loop; with none running, values are written at once."""
+
+    def __init__(self) -> None:
+        self._values: dict[Histogram, list[float]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def observe(self, histogram: Histogram, value: float) -> None:
+        """As `histogram.observe`, FLUSH_SECONDS later at most. `histogram` has its labels bound."""
+        values = self._values.get(histogram)
+        if values is None:
+            values = self._values[histogram] = []
+        values.append(value)
+        if self._timer is None:
+            self._arm()
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for histogram, values in self._values.items():
+            if values:
+                _observe_all(histogram, values)
+                values.clear()
+
+    def _arm(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+        else:
+            self._timer = loop.call_later(FLUSH_SECONDS, self.flush)
+
+
+def _observe_all(histogram: Histogram, values: list[float]) -> None:
+    """`observe` of each, added up first. Reaches into prometheus_client, which has no call for it."""
+    if len(values) < _FEW:
+        for value in values:
+            histogram.observe(value)
+        return
+    buckets = np.searchsorted(histogram._upper_bounds[:-1], values)
+    for bucket, count in enumerate(np.bincount(buckets).tolist()):
+        if count:
+            histogram._buckets[bucket].inc(count)
+    histogram._sum.inc(sum(values))

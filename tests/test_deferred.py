@@ -1,0 +1,60 @@
+"""What is written together is what would have been written one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from prometheus_client import CollectorRegistry, Histogram
+
+from app.deferred import FLUSH_SECONDS, DeferredHistograms
+
+pytestmark = pytest.mark.anyio
+BUCKETS = (0.1, 0.5, 1.0, 5.0)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def _histogram() -> Histogram:
+    return Histogram("seconds", "Some time.", ("model",), buckets=BUCKETS, registry=CollectorRegistry()).labels("m")
+
+
+def _samples(histogram: Histogram) -> dict[str, float]:
+    (family,) = [histogram._child_samples()]
+    return {f"{sample.name} {sample.labels}": pytest.approx(sample.value) for sample in family}
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 500])
+async def test_flush_equals_observe(count: int) -> None:
+    choice = random.Random(count)
+    values = [choice.choice([*BUCKETS, choice.uniform(0, 8)]) for _ in range(count)]
+    one_by_one, together, deferred = _histogram(), _histogram(), DeferredHistograms()
+    for value in values:
+        one_by_one.observe(value)
+        deferred.observe(together, value)
+    assert _samples(together) == _samples(_histogram())
+    deferred.flush()
+    deferred.flush()
+    assert _samples(together) == _samples(one_by_one)
+
+
+async def test_values_are_written_after_a_moment() -> None:
+    histogram, deferred = _histogram(), DeferredHistograms()
+    for _ in range(2):
+        deferred.observe(histogram, 0.3)
+        await asyncio.sleep(3 * FLUSH_SECONDS)
+    expected = _histogram()
+    expected.observe(0.3)
+    expected.observe(0.3)
+    assert _samples(histogram) == _samples(expected)
+
+
+def test_values_are_written_at_once_without_an_event_loop() -> None:
+    histogram, expected = _histogram(), _histogram()
+    DeferredHistograms().observe(histogram, 2.0)
+    expected.observe(2.0)
+    assert _samples(histogram) == _samples(expected)
