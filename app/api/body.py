@@ -26,13 +26,12 @@ class BodyReader:
         Raises BodyTooLarge (from Content-Length, before a byte is read, or once a chunked body passes the limit),
         OutOfBodyMemory, BodyTimeout, ClientClosed or UnsupportedMediaType (a Content-Encoding).
         """
-        headers = request.headers
-        if headers.get("content-encoding", "identity").lower() != "identity":
+        context = context_of(request.scope)
+        if context.headers.get(b"content-encoding", b"identity").lower() != b"identity":
             raise UnsupportedMediaType("compressed bodies are not taken here; send the body without Content-Encoding")
-        announced = headers.get("content-length", "")
+        announced = context.headers.get(b"content-length", b"")
         if announced.isdigit() and int(announced) > self._max_bytes:
             raise self._too_large()
-        context = context_of(request.scope)
         with self._clock.watch(context):
             chunks = await self._read_chunks(request.receive, context)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)

@@ -12,6 +12,7 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from app.api.context import context_of
 from app.api.schemas import DEFAULT_TOP_K, PredictRequest
 from app.errors import (
     BodyTooLarge,
@@ -87,7 +88,7 @@ async def parse_content(request: Request, body: bytes, max_items: int) -> Predic
     Raises UnsupportedMediaType, MalformedRequest, BodyTooLarge for more than `max_items` images, InvalidImage for a
     single image that is not base64.
     """
-    content_type = request.headers.get("content-type", "application/json")
+    content_type = context_of(request.scope).headers.get(b"content-type", b"application/json").decode("latin-1")
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == "application/json" or media_type.endswith("+json"):
         content = _from_json(body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
@@ -22,9 +23,14 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}
 
 @dataclass(slots=True)
 class RequestContext:
-    """`protocol` is set by prediction routes and says that the request is counted as a prediction."""
+    """`protocol` is set by prediction routes and says that the request is counted as a prediction.
+
+    `headers` are by lower-case name; of one that is sent twice the last counts. `is_management`: it came in by the
+    management listener, with the token.
+    """
 
     request_id: str
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
     trace_id: str | None = None
     started: float = field(default_factory=time.perf_counter)
     protocol: str | None = None
@@ -32,6 +38,7 @@ class RequestContext:
     version: str | None = None
     alias: str | None = None
     key_id: str | None = None
+    is_management: bool = False
     error_code: str | None = None
     status: int = 499
     body_bytes: int = 0
@@ -41,13 +48,15 @@ class RequestContext:
 
 def new_context(scope: Scope) -> RequestContext:
     """Take the caller's X-Request-ID where it is safe, else make one."""
+    headers: dict[bytes, bytes] = dict(scope["headers"])
     request_id = trace_id = None
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and _SAFE_ID.fullmatch(value):
-            request_id = value.decode("ascii")
-        elif name == b"traceparent" and (match := _TRACEPARENT.fullmatch(value)):
-            trace_id = match[1].decode("ascii")
-    return RequestContext(request_id=request_id or f"{random.getrandbits(128):032x}", trace_id=trace_id)
+    given = headers.get(b"x-request-id")
+    if given is not None and _SAFE_ID.fullmatch(given):
+        request_id = given.decode("ascii")
+    parent = headers.get(b"traceparent")
+    if parent is not None and (match := _TRACEPARENT.fullmatch(parent)):
+        trace_id = match[1].decode("ascii")
+    return RequestContext(request_id or f"{random.getrandbits(128):032x}", headers, trace_id)
 
 
 def context_of(scope: Scope) -> RequestContext:

@@ -6,12 +6,12 @@ The route reads the raw body and validates bytes: a pydantic body parameter cost
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 from pydantic_core import to_json
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -76,15 +76,15 @@ class PredictApi:
         body = await self._bodies.read(request)
         # Where the event loop is behind, a request has waited before anybody looked at it.
         arrived: float = request.scope.get(READ_KEY) or time.monotonic()
-        deadline_ms = self._requested_ms(request.headers)
-        priority = self._priority(request.headers)
+        deadline_ms = self._requested_ms(context.headers)
+        priority = self._priority(context.headers)
         seconds_left = arrived + deadline_ms / 1e3 - time.monotonic()
         if seconds_left <= 0:
             raise DeadlineExceeded("the deadline had passed before the request was looked at; try again later")
         if self._inference.is_busy:
             self._check_room(request, body, seconds_left, priority)
         wire = await parse_content(request, body, self._max_items)
-        routing_key = _routing_key(request.headers)
+        routing_key = _routing_key(context.headers)
         resolved = self._resolve(wire, routing_key)
         _note_model(context, resolved)
         inputs = wire.inputs_for(resolved.servable)
@@ -125,7 +125,7 @@ class PredictApi:
 
     def _check_room(self, request: Request, body: bytes, seconds_left: float, priority: Priority) -> None:
         """Refuse what cannot be answered in time before it is parsed; what cannot be told yet goes on."""
-        media_type = request.headers.get("content-type", "").lower()
+        media_type = context_of(request.scope).headers.get(b"content-type", b"").decode("latin-1").lower()
         ref, kind = peek_json(body)
         if media_type.startswith(("image/", TENSOR_TYPE)):
             ref, kind = peek_query(request.query_params), "image" if media_type.startswith("image/") else "tensor"
@@ -136,17 +136,17 @@ class PredictApi:
         _note_model(context_of(request.scope), resolved)
         self._inference.check_room(resolved, seconds_left, priority)
 
-    def _priority(self, headers: Headers) -> Priority:
-        text = headers.get("headway-priority", "normal").lower()
-        if text not in ("high", "normal"):
+    def _priority(self, headers: Mapping[bytes, bytes]) -> Priority:
+        text = headers.get(b"headway-priority", b"normal").lower()
+        if text not in (b"high", b"normal"):
             raise MalformedRequest("Headway-Priority is high or normal")
-        return Priority.HIGH if text == "high" and self._trusts_priority else Priority.NORMAL
+        return Priority.HIGH if text == b"high" and self._trusts_priority else Priority.NORMAL
 
-    def _requested_ms(self, headers: Headers) -> int:
-        text = headers.get("headway-timeout-ms")
+    def _requested_ms(self, headers: Mapping[bytes, bytes]) -> int:
+        text = headers.get(b"headway-timeout-ms")
         if text is None:
             return self._deadline_ms
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= self._max_deadline_ms:
+        if not text.isdigit() or not 1 <= int(text) <= self._max_deadline_ms:
             raise MalformedRequest(f"Headway-Timeout-Ms must be a whole number from 1 to {self._max_deadline_ms}")
         return int(text)
 
@@ -163,9 +163,8 @@ def _parse_ref(model: str | None) -> ModelRef | None:
         raise MalformedRequest(f"model: {exc}") from exc
 
 
-def _routing_key(headers: Headers) -> bytes | None:
-    key = headers.get("headway-routing-key")
-    return key.encode() if key else None
+def _routing_key(headers: Mapping[bytes, bytes]) -> bytes | None:
+    return headers.get(b"headway-routing-key") or None
 
 
 def render_answer(answer: Answer, context: RequestContext, *, is_plural: bool, unit: str | None) -> tuple[bytes, int]:
