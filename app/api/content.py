@@ -42,7 +42,7 @@ _IMAGE_BEGINNINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PredictContent:
     """What was sent, of any content type, decoded: images are bytes, or the error that decoding one gave.
 

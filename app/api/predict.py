@@ -106,7 +106,7 @@ class PredictApi:
         kind = resolved.servable.manifest.answer
         unit = kind.unit if isinstance(kind, RegressionAnswer) else None
         content_bytes, status = render_answer(answer, context, is_plural=wire.image is None, unit=unit)
-        return Response(content_bytes, status, {"server-timing": _server_timing(context)}, "application/json")
+        return JsonAnswer(content_bytes, status, _server_timing(context))
 
     def _resolve(self, wire: PredictContent, routing_key: bytes | None) -> Resolved:
         try:
@@ -154,6 +154,20 @@ class PredictApi:
 def _note_model(context: RequestContext, resolved: Resolved) -> None:
     context.model, context.version = resolved.servable.name, resolved.servable.version
     context.alias = resolved.alias
+
+
+class JsonAnswer(Response):
+    """As the base, which takes 6 µs to make headers of what is known beforehand."""
+
+    def __init__(self, body: bytes, status: int, server_timing: str) -> None:
+        self.status_code = status
+        self.body = body
+        self.background = None
+        self.raw_headers = [
+            (b"content-length", str(len(body)).encode("ascii")),
+            (b"content-type", b"application/json"),
+            (b"server-timing", server_timing.encode("ascii")),
+        ]
 
 
 def _parse_ref(model: str | None) -> ModelRef | None:

@@ -16,7 +16,7 @@ from app.runtimes.base import Cancellation
 from app.tensors import Tensors
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """What one work computes: an encoded image or so (`kind` is set), or rows of tensors."""
 
@@ -26,7 +26,7 @@ class Piece:
     top_k: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """The result of one work. `run_rows` is the size of its run, None where a neighbour in that run says it."""
 

@@ -27,7 +27,7 @@ class Priority(enum.IntEnum):
     NORMAL = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """Rows of one caller that run together. Works of equal `signature` may share a run; None shares with nobody."""
 

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 _LONGEST_PAUSE_SECONDS = 60.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Resolved:
     """The version that answers a call, and the alias that led to it (None for an exact version).
 
