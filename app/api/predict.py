@@ -5,6 +5,7 @@ The route reads the raw body and validates bytes: a pydantic body parameter cost
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -24,7 +25,7 @@ from app.api.peek import peek_json, peek_query
 from app.engine.call import Answer, Call
 from app.engine.inference import Inference
 from app.engine.lane import Priority
-from app.errors import DeadlineExceeded, HeadwayError, MalformedRequest, ModelRequired
+from app.errors import DeadlineExceeded, HeadwayError, MalformedRequest, ModelNotReady, ModelRequired
 from app.metrics import Metrics
 from app.processing.tensor import tensors_to_json
 from app.registry.lifecycle import Resolved
@@ -33,6 +34,7 @@ from app.registry.servable import Item
 from app.registry.versions import ModelRef
 
 PROTOCOL = "predict"
+_LOOK_AGAIN_SECONDS = 0.05
 # In a request's scope: what the server calls when the client leaves (app/server/protocol.py).
 LEAVE_KEY = "headway.leave"
 
@@ -85,7 +87,7 @@ class PredictApi:
             self._check_room(request, body, seconds_left, priority)
         wire = await parse_content(request, body, self._max_items)
         routing_key = _routing_key(context.headers)
-        resolved = self._resolve(wire, routing_key)
+        resolved = await self._resolve(wire, routing_key, arrived + deadline_ms / 1e3)
         _note_model(context, resolved)
         inputs = wire.inputs_for(resolved.servable)
         decoded = time.monotonic()
@@ -108,11 +110,18 @@ class PredictApi:
         content_bytes, status = render_answer(answer, context, is_plural=wire.image is None, unit=unit)
         return JsonAnswer(content_bytes, status, _server_timing(context))
 
-    def _resolve(self, wire: PredictContent, routing_key: bytes | None) -> Resolved:
-        try:
-            return self._inference.resolve(_parse_ref(wire.model), wire.kind, routing_key)
-        except ModelRequired as exc:
-            raise ModelRequired(f"{exc}{wire.describe_image()}") from exc
+    async def _resolve(self, wire: PredictContent, routing_key: bytes | None, deadline: float) -> Resolved:
+        """Waits for a version that is being loaded, as long as there is time."""
+        ref = _parse_ref(wire.model)
+        while True:
+            try:
+                return self._inference.resolve(ref, wire.kind, routing_key)
+            except ModelRequired as exc:
+                raise ModelRequired(f"{exc}{wire.describe_image()}") from exc
+            except ModelNotReady:
+                if time.monotonic() + _LOOK_AGAIN_SECONDS >= deadline:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
     async def _answer(self, call: Call, resolved: Resolved) -> Answer:
         servable = resolved.servable

@@ -82,6 +82,7 @@ class Registry:
         self._models: Mapping[str, ModelStatus] = {}
         self._defaults = Defaults()
         self._wanted_now: frozenset[str] = frozenset()
+        self.has_more_to_do = threading.Event()  # a look is worth while now
         self._is_loaded = False
 
     @property
@@ -260,6 +261,7 @@ class Registry:
             raise ModelQuarantined(str(status.error))
         if status.state is State.UNLOADED:
             self._wanted_now |= {status.label}
+            self.has_more_to_do.set()
         if status.state in (State.UNLOADED, State.LOADING):
             raise ModelNotReady(f"{status.label} is being loaded; try again in a second")
         raise ModelFailed(f"{status.label} cannot be served: {status.error}")

@@ -39,7 +39,7 @@ class Reconciler:
         self._forget = forget
         self._run_dir = run_dir
         self._retired: list[weakref.ref[Servable]] = []
-        self._closing = threading.Event()
+        self._is_closing = False
         self._thread = threading.Thread(target=self._watch, name="reconciler", daemon=True)
 
     def start(self) -> None:
@@ -47,7 +47,8 @@ class Reconciler:
 
     def close(self) -> None:
         """A load that runs is not waited for."""
-        self._closing.set()
+        self._is_closing = True
+        self._registry.has_more_to_do.set()
         self._thread.join(timeout=0.5)
 
     def look(self) -> None:
@@ -59,7 +60,11 @@ class Reconciler:
         self._publish()
 
     def _watch(self) -> None:
-        while not self._closing.wait(LOOK_SECONDS):
+        while True:
+            self._registry.has_more_to_do.wait(LOOK_SECONDS)
+            self._registry.has_more_to_do.clear()
+            if self._is_closing:
+                return
             try:
                 self.look()
             except Exception:

@@ -178,3 +178,22 @@ def test_memory_comes_back_after_an_unload(tmp_path: Path) -> None:
     loaded = min(sizes["2.0.0"]) - sizes["1.0.0"][0]
     assert loaded > 50, sizes
     assert max(sizes["1.0.0"]) - sizes["1.0.0"][0] < loaded / 4, sizes
+
+
+def test_cold_request_waits_for_its_model_within_its_deadline(server: RunningServer, root: Path) -> None:
+    write_model(root, "cold")
+    write_release(root, "cold", "1.0.0", load="lazy")
+
+    def is_known() -> bool:
+        models = httpx.get(f"{server.url}/models", timeout=PATIENCE_SECONDS).json()["models"]
+        states = {model["name"]: model["versions"][0].get("workers") for model in models}
+        return states.get("cold") == {"unloaded": 2}
+
+    wait_for(is_known, "the cold model")
+    answer = httpx.post(
+        f"{server.url}/predict", json={"model": "cold", "inputs": [[1, 2, 3]]}, timeout=PATIENCE_SECONDS
+    )
+    assert answer.status_code == 200
+    content = {"model": "cold", "inputs": [[1, 2, 3]]}
+    soon = httpx.post(f"{server.url}/predict", json=content, headers={"Headway-Timeout-Ms": "1"})
+    assert soon.status_code in (200, 503, 504)
