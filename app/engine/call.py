@@ -1,7 +1,7 @@
 """What goes through the engine: the call that every protocol ends in, and its answer.
 
-Values, to be treated as frozen. They are not: a frozen dataclass takes four times as long to make, and a request makes a
-dozen.
+Values, to be treated as frozen. They are not: a frozen dataclass takes four times as long to make, and a request makes
+a dozen.
 """
 
 from __future__ import annotations
