@@ -45,7 +45,9 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     ├── RegistryFull             507  registry_full
     ├── Internal                 500  internal
     ├── RunFailed                500  run_failed     (the model, not the server)
-    ├── RegistryError            503  registry_error (a file is wrong; raised at load, never by a request)
+    ├── RegistryError            503  registry_error (a file is wrong; only management requests get it)
+    │   ├── InsufficientMemory   503  insufficient_memory
+    │   └── StepNotReady         503  step_not_ready (a step of a composition)
     └── RuntimeLoadError         503  load_failed    (raised at load, never by a request)
 """
 
@@ -353,6 +355,12 @@ class RegistryError(HeadwayError):
     code = "registry_error"
     status = 503
     grpc = "FAILED_PRECONDITION"
+
+
+class StepNotReady(RegistryError):
+    """A version that a composition names cannot answer (yet); tried again when it can."""
+
+    code = "step_not_ready"
 
 
 class InsufficientMemory(RegistryError):

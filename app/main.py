@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -20,10 +21,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 import app as package
+from app.api.admin import ManagementListener
 from app.api.application import Application
 from app.api.body import BodyReader
 from app.api.body_clock import BodyClock
 from app.api.catalog import CatalogApi
+from app.api.management import ManagementApi
 from app.api.middleware import KeyRing, RequestMiddleware
 from app.api.operations import OperationsApi
 from app.api.predict import PredictApi
@@ -34,6 +37,8 @@ from app.engine.inference import Inference
 from app.engine.readiness import Flag, Readiness
 from app.logs import AccessLog, configure_logging
 from app.metrics import Metrics
+from app.registry.editor import ReleaseEditor
+from app.registry.intake import Intake
 from app.registry.lifecycle import Registry
 from app.registry.quarantine import Quarantine, WorkerQuarantine
 from app.registry.reconciler import Reconciler
@@ -60,14 +65,16 @@ def create_app(
     on_stuck: Callable[[str], None] | None = None,
     run_dir: Path | None = None,
     slot: int = 0,
+    management: ManagementListener | None = None,
 ) -> Application:
     """An application of one process; its lifespan loads the models before the first request is accepted.
 
     `threads` run models at one time. The rest comes from the process layer where there is one.
     """
     metrics = metrics or Metrics()
+    store = Store(settings.models, settings.releases)
     registry = Registry(
-        Store(settings.models, settings.releases),
+        store,
         cpu_features=cpu_features(),
         quarantine=quarantine,
         available_bytes=available_memory_bytes,
@@ -117,15 +124,24 @@ def create_app(
         trusts_priority=settings.trust_priority,
     )
     readiness = Readiness(registry, draining or threading.Event(), strict=settings.strict)
-    for api in (predict, CatalogApi(registry, run_dir), OperationsApi(readiness, metrics), UiApi()):
+    manage = ManagementApi(
+        ReleaseEditor(store), Intake(store, bin_days=settings.bin_days), run_dir, settings.max_upload_bytes
+    )
+    catalog = CatalogApi(registry, run_dir)
+    for api in (predict, manage, catalog, OperationsApi(readiness, metrics), UiApi()):
         api.add_routes(application.router)
-    _add_middleware(application, settings, Recorder(metrics, access_log, settings.access_log_sample, bodies.release))
+    recorder = Recorder(metrics, access_log, settings.access_log_sample, bodies.release)
+    _add_middleware(application, settings, recorder, management)
     return application
 
 
-def _add_middleware(application: FastAPI, settings: Settings, recorder: Recorder) -> None:
+def _add_middleware(
+    application: FastAPI, settings: Settings, recorder: Recorder, management: ManagementListener | None
+) -> None:
     keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
-    application.add_middleware(RequestMiddleware, keys=keys, root_path=settings.root_path, record=recorder)
+    application.add_middleware(
+        RequestMiddleware, keys=keys, root_path=settings.root_path, record=recorder, management=management
+    )
     if settings.cors_origins:
         application.add_middleware(
             CORSMiddleware,
@@ -155,7 +171,20 @@ def worker_app(context: WorkerContext) -> ASGIApp:
         on_stuck=_retire,
         run_dir=context.metrics_dir,
         slot=context.slot,
+        management=_open_management(settings, context),
     )
+
+
+def _open_management(settings: Settings, context: WorkerContext) -> ManagementListener | None:
+    if not context.also_bound:
+        return None
+    try:
+        token = settings.read_admin_token()
+    except ValueError as exc:
+        logger.error("%s; the management API refuses everybody", exc)
+        token = None
+    # The listener is there: what cannot be known must not be guessed either.
+    return ManagementListener(context.also_bound[0], token or secrets.token_hex())
 
 
 def _retire(model: str) -> None:
@@ -169,6 +198,8 @@ def _application_from_environment() -> ASGIApp:
     settings = Settings()
     configure_logging(settings.log_level, settings.log_format)
     prepare_process()
+    if settings.admin_token is not None or settings.admin_token_file is not None:
+        logger.warning("the management API is closed: it has a listener of its own, which `headway serve` opens")
     sizing = choose_sizing(cpu_allowance(settings.cpus), workers=1, threads=settings.threads)
     return create_app(settings, threads=sizing.threads)
 

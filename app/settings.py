@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     releases: Path | None = Field(
         None, description="Directory of the release.yaml files; the registry itself if unset."
     )
+    bin_days: float = Field(30, ge=0, description="How long removed versions can be had again, in days.")
     workers: int | None = Field(None, ge=1, le=512, description="Worker processes; chosen from the CPUs if unset.")
     threads: int | None = Field(None, ge=1, le=512, description="Inference threads in each worker; chosen if unset.")
     cpus: float | None = Field(None, gt=0, description="CPUs to plan for; the cgroup's quota or the affinity if unset.")
@@ -33,6 +34,15 @@ class Settings(BaseSettings):
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Keys that open the prediction routes, separated by commas; open to all if unset."
+    )
+    management_bind: str = Field(
+        "127.0.0.1:8001",
+        description="Address and port of the management API, which is open only where an admin token is set.",
+    )
+    admin_token: SecretStr | None = Field(None, description="Token that opens the management API; closed if unset.")
+    admin_token_file: Path | None = Field(None, description="File that holds the admin token, instead.")
+    max_upload_bytes: int = Field(
+        5_000_000_000, ge=1024, description="Largest version that the management API takes, unpacked."
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may call the API, separated by commas; * for all."
@@ -87,10 +97,43 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("management_bind")
+    @classmethod
+    def _good_address(cls, value: str) -> str:
+        _parse_address(value)
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ValueError("HEADWAY_SSL_CERTFILE and HEADWAY_SSL_KEYFILE are set together or not at all")
         if self.deadline_ms > self.max_deadline_ms:
             raise ValueError("HEADWAY_DEADLINE_MS must not be larger than HEADWAY_MAX_DEADLINE_MS")
+        if self.admin_token is not None and self.admin_token_file is not None:
+            raise ValueError("set HEADWAY_ADMIN_TOKEN or HEADWAY_ADMIN_TOKEN_FILE, not both")
         return self
+
+    @property
+    def management_address(self) -> tuple[str, int]:
+        return _parse_address(self.management_bind)
+
+    def read_admin_token(self) -> str | None:
+        """None where the management API is to stay closed. Raises ValueError where the file cannot be used."""
+        if self.admin_token is not None:
+            return self.admin_token.get_secret_value()
+        if self.admin_token_file is None:
+            return None
+        try:
+            token = self.admin_token_file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as exc:
+            raise ValueError(f"HEADWAY_ADMIN_TOKEN_FILE: {self.admin_token_file} cannot be read ({exc})") from exc
+        if not token:
+            raise ValueError(f"HEADWAY_ADMIN_TOKEN_FILE: {self.admin_token_file} is empty; write a token into it")
+        return token
+
+
+def _parse_address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("write an address and a port, as 127.0.0.1:8001 or [::1]:8001")
+    return host.removeprefix("[").removesuffix("]"), int(port)

@@ -92,7 +92,7 @@ def _default(value: Any) -> str:
 def _is_answer(member: object) -> bool:
     if not inspect.isclass(member) or not issubclass(member, errors.HeadwayError):
         return False
-    return member not in (errors.HeadwayError, errors.RegistryError, errors.RuntimeLoadError)
+    return member not in (errors.HeadwayError, errors.RuntimeLoadError)
 
 
 if __name__ == "__main__":

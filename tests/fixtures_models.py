@@ -22,7 +22,7 @@ cube          side INT64 []             tensor: steps INT64 [] = side³, in one 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 SCORES_LABELS = ("low", "middle", "high")
 COLOUR_LABELS = ("red", "green", "blue")
+# For write_model: a golden request of `scores`, which makes the version verified.
+GOLDEN: Mapping[str, Any] = {
+    "files": {
+        "golden.json": b'{"requests": [{"inputs": [[0, 0, 1]], "top": [{"index": 2, "confidence": 1}]}]}',
+    },
+    "golden": {"file": "golden.json", "tolerance": 0.01},
+}
 _TYPES = {
     "FP32": TensorProto.FLOAT,
     "INT64": TensorProto.INT64,
@@ -269,6 +276,38 @@ def write_model(
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_bytes(data)
     write_yaml(directory / "model.yaml", _overlaid(manifest, manifest_overrides))
+    return directory
+
+
+def write_composition(
+    root: Path,
+    name: str,
+    type: str,
+    steps: Sequence[str | Mapping[str, Any]],
+    version: str = "1.0.0",
+    *,
+    kind: str = "scores",
+    labels: Sequence[str] | None = None,
+    **manifest_overrides: Any,
+) -> Path:
+    """Write a composition of `steps` (references, or whole entries) that takes and gives what `kind` does."""
+    entries = [{"model": step} if isinstance(step, str) else dict(step) for step in steps]
+    files = {"labels.txt": "".join(f"{label}\n" for label in labels).encode()} if labels is not None else {}
+    directory = write_model(
+        root,
+        name,
+        version,
+        kind=kind,
+        files=files,
+        runtime="composition",
+        composition={"type": type, "steps": entries},
+        **{"batch": None} | manifest_overrides,
+    )
+    path = directory / "model.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    del manifest["files"]["model.onnx"]
+    (directory / "model.onnx").unlink()
+    write_yaml(path, manifest)
     return directory
 
 

@@ -150,6 +150,12 @@ def test_server_process_does_not_import_what_is_for_other_work() -> None:
     assert loaded & OFFLINE == set()
 
 
+def test_application_is_built_where_there_is_no_posix() -> None:
+    """`uvicorn app.main:app` is the way on Windows."""
+    missing = "import sys; sys.modules |= dict.fromkeys(('fcntl', 'resource', 'gunicorn', 'pwd', 'grp'))\n"
+    _loaded_by(missing + "import os; del os.fchmod\nfrom app.main import app")
+
+
 def test_help_of_the_command_line_does_not_import_what_runs_models() -> None:
     loaded = _loaded_by("import app.cli.main")
     assert loaded & {"onnxruntime", "fastapi", "app.library", "app.main", "app.server.master"} == set()

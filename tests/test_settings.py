@@ -98,6 +98,10 @@ def test_settings_bad_value_names_the_setting(monkeypatch: pytest.MonkeyPatch, n
     [
         ({"SSL_CERTFILE": "/a.pem"}, "HEADWAY_SSL_CERTFILE and HEADWAY_SSL_KEYFILE are set together or not at all"),
         ({"SSL_KEYFILE": "/a.pem"}, "are set together or not at all"),
+        (
+            {"ADMIN_TOKEN": "a", "ADMIN_TOKEN_FILE": "/b"},
+            "set HEADWAY_ADMIN_TOKEN or HEADWAY_ADMIN_TOKEN_FILE, not both",
+        ),
         ({"DEADLINE_MS": "70000"}, "HEADWAY_DEADLINE_MS must not be larger than HEADWAY_MAX_DEADLINE_MS"),
     ],
 )
@@ -114,3 +118,29 @@ def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Settings().port = 1
     assert all(field.description for field in Settings.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "address"), [("127.0.0.1:8001", ("127.0.0.1", 8001)), ("[::1]:0", ("::1", 0)), (":9000", ("", 9000))]
+)
+def test_management_address(text: str, address: tuple[str, int]) -> None:
+    assert Settings(management_bind=text).management_address == address
+
+
+@pytest.mark.parametrize("text", ["8001", "localhost", "localhost:", "localhost:http", "localhost:65536"])
+def test_management_address_that_is_none(text: str) -> None:
+    with pytest.raises(ValidationError, match="write an address and a port"):
+        Settings(management_bind=text)
+
+
+def test_admin_token_is_read_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    settings = Settings(admin_token_file=path)
+    with pytest.raises(ValueError, match=r"HEADWAY_ADMIN_TOKEN_FILE: .* cannot be read"):
+        settings.read_admin_token()
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="is empty"):
+        settings.read_admin_token()
+    path.write_text("secret\n")
+    assert settings.read_admin_token() == "secret"
+    assert Settings().read_admin_token() is None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.admin import ManagementListener
 from app.api.context import SCOPE_KEY, RequestContext, new_context
 from app.api.framework_errors import FRAMEWORK_ERRORS, translate
 from app.errors import ClientClosed, HeadwayError, Internal, Unauthorized, error_headers, render
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 # Open without a key: probes, scrapes, the page and the documentation. Everything else needs one where keys are set.
 OPEN_PATHS = frozenset({"/", "/docs", "/redoc", "/openapi.json", "/metrics"})
 OPEN_PREFIXES = ("/health/", "/ui/")
+# In the access log, of what came with the admin token.
+ADMIN_KEY_ID = "admin"
 
 
 class KeyRing:
@@ -50,10 +53,17 @@ class RequestMiddleware:
     """Plain ASGI. `record` is called once a request is over, with its context; it must not raise."""
 
     def __init__(
-        self, app: ASGIApp, keys: KeyRing, root_path: str, record: Callable[[Scope, RequestContext], None]
+        self,
+        app: ASGIApp,
+        keys: KeyRing,
+        root_path: str,
+        record: Callable[[Scope, RequestContext], None],
+        management: ManagementListener | None = None,
     ) -> None:
+        """`management` is None where that is closed."""
         self._app = app
         self._keys = keys
+        self._management = management
         self._root_path = root_path
         self._record = record
 
@@ -81,7 +91,11 @@ class RequestMiddleware:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         try:
-            if self._keys and needs_key(scope):
+            if self._management is not None and self._management.owns(scope):
+                self._management.admit(scope)
+                context.is_management = True
+                context.key_id = ADMIN_KEY_ID
+            elif self._keys and needs_key(scope):
                 context.key_id = self._keys.identify(scope)
             await self._app(scope, receive, send)
         except ClientClosed as exc:

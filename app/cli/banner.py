@@ -21,6 +21,11 @@ class Banner:
     def __init__(self, settings: Settings, sizing: Sizing) -> None:
         self._settings = settings
         self._sizing = sizing
+        self._management: str | None = None
+
+    def note_addresses(self, addresses: tuple[str, ...]) -> None:
+        """Of all listeners; the second is the management API's, where it is open."""
+        self._management = addresses[1] if len(addresses) > 1 else None
 
     def show(self, address: str) -> None:
         """Ask the server itself what it serves, so that what is printed is so."""
@@ -32,6 +37,8 @@ class Banner:
             f"  {_count(sizing.workers, 'worker')} × {_count(sizing.threads, 'thread')} "
             f"[dim]({escape(sizing.reason)})[/]"
         )
+        if self._management is not None:
+            lines.append(f"  management at {escape(_reachable(self._management))} [dim](with the admin token)[/]")
         lines += [
             "",
             f"  {escape(self._curl(base))}",

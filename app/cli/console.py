@@ -12,7 +12,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from app.errors import HeadwayError
+from app.errors import HeadwayError, InvalidContent
+from app.registry.store import Store
 from app.settings import Settings
 
 MISUSE, FAILURE = 2, 1
@@ -38,6 +39,13 @@ def read_settings(**flags: Any) -> Settings:
             value = f" (it says {problem['input']!r})" if problem["loc"] else ""
             print_error(f"{where}: {problem['msg'].removeprefix('Value error, ')}{value}".removeprefix(": "))
         raise typer.Exit(MISUSE) from exc
+
+
+def open_store(settings: Settings) -> Store:
+    """Raises InvalidContent where there is no such directory."""
+    if not settings.models.is_dir():
+        raise InvalidContent(f"{settings.models}: there is no such registry directory; name it with --models")
+    return Store(settings.models, settings.releases)
 
 
 def print_error(message: str) -> None:

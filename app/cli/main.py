@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import app as package
-from app.cli import evaluate, models, predict, serve
+from app.cli import evaluate, models, models_add, models_change, predict, release, release_compare, serve
 
 cli = typer.Typer(
     name="headway",
@@ -19,7 +19,18 @@ cli = typer.Typer(
 cli.command("serve")(serve.serve)
 cli.command("predict")(predict.predict)
 cli.command("evaluate")(evaluate.evaluate)
+models.cli.command("add")(models_add.add)
+for command in (
+    models_change.diff,
+    models_change.remove,
+    models_change.undelete,
+    models_change.backup,
+    models_change.restore,
+):
+    models.cli.command()(command)
 cli.add_typer(models.cli, name="models")
+release.cli.command("compare")(release_compare.compare)
+cli.add_typer(release.cli, name="release")
 
 
 def _print_version(wanted: bool) -> None:

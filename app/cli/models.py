@@ -1,4 +1,4 @@
-"""`headway models list | show | verify`: the registry directory, without a server."""
+"""`headway models list | show | verify`: the registry directory, without a server. models_*.py change it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.console import FAILURE, JsonOption, ModelsOption, emit, failing_cleanly, read_settings
+from app.cli.console import FAILURE, JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
 from app.errors import HeadwayError, InvalidContent, ModelNotFound, RegistryError, VersionNotFound
 from app.registry.release import Release
 from app.registry.store import Store
 from app.registry.versions import ModelRef, Version, is_version
 
-cli = typer.Typer(help="List, show and verify the models of a registry directory.", no_args_is_help=True)
+cli = typer.Typer(
+    help="List, show, verify, add, compare and remove the models of a registry directory.", no_args_is_help=True
+)
 
 
 @cli.command("list")
@@ -60,11 +62,8 @@ def verify(
 
 
 def _store(models: Any) -> Store:
-    settings = read_settings(models=models)
-    if not settings.models.is_dir():
-        with failing_cleanly():
-            raise InvalidContent(f"{settings.models}: there is no such registry directory; name it with --models")
-    return Store(settings.models, settings.releases)
+    with failing_cleanly():
+        return open_store(read_settings(models=models))
 
 
 def _choose(store: Store, text: str) -> tuple[str, Version]:
@@ -167,11 +166,11 @@ def _inline(value: Any) -> str:
 
 
 def _verify(store: Store, name: str, version: Version) -> dict[str, Any]:
-    from app.registry.loading import load_servable
+    from app.registry.opening import Opener
 
     error = None
     try:
-        load_servable(store.root / name / version.text, threads=1).close()
+        Opener(store).open_directory(store.root / name / version.text).close()
     except (HeadwayError, OSError) as exc:
         error = str(exc)
     except Exception as exc:  # as Registry: a backend may raise anything on a damaged file

@@ -72,12 +72,14 @@ def _run(settings: Settings, sizing: Sizing) -> int:
     drain = settings.drain_seconds
     if drain is None:
         drain = 0.0 if sys.stdin.isatty() or sys.stderr.isatty() else 5.0
+    banner = Banner(settings, sizing)
     try:
         options = ServerOptions(
             app="app.main:worker_app",
             host=settings.host,
             port=settings.port,
             uds=str(settings.uds) if settings.uds else None,
+            also_bind=(settings.management_address,) if settings.read_admin_token() is not None else (),
             workers=sizing.workers,
             drain_seconds=drain,
             longest_deadline_seconds=settings.max_deadline_ms / 1e3,
@@ -87,7 +89,8 @@ def _run(settings: Settings, sizing: Sizing) -> int:
             certfile=str(settings.ssl_certfile) if settings.ssl_certfile else None,
             keyfile=str(settings.ssl_keyfile) if settings.ssl_keyfile else None,
             log_level=settings.log_level,
-            on_ready=Banner(settings, sizing).show,
+            on_bound=banner.note_addresses,
+            on_ready=banner.show,
             on_failed=print_error,
             on_worker_exit=partial(_record_exit, quarantine),
             shared=quarantine,

@@ -77,11 +77,11 @@ def _difference(servable: Servable, golden: Golden, request: GoldenRequest) -> s
         name = (PurePosixPath(golden.file).parent / request.image).as_posix()
         if name not in servable.manifest.files:
             return f"its image {name!r} is not listed in model.yaml (files); add it with its sha256 and bytes"
-        tensors = servable.prepare("image", (servable.directory / name).read_bytes())
+        outputs = servable.run_item("image", (servable.directory / name).read_bytes())
     else:
-        tensors = servable.prepare("tensor", request.inputs)
+        outputs = servable.run_item("tensor", request.inputs)
     classes = len(servable.classification.labels) if servable.classification else 1
-    items = servable.answer(servable.run(tensors), classes)
+    items = servable.answer(outputs, classes)
     if not items:
         return "the model gave no answer"
     if request.value is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import gc
 import logging
 import threading
@@ -90,6 +89,8 @@ class Reconciler:
         if self._run_dir is None:
             yield
             return
+        import fcntl  # not on Windows, where there is one process and no run_dir
+
         with (self._run_dir / "load.lock").open("ab") as file:
             fcntl.lockf(file, fcntl.LOCK_EX)
             yield

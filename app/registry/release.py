@@ -131,7 +131,7 @@ class Release(_Section):
     def weights(self) -> dict[str, float]:
         """The percentage of unaddressed traffic that each alias gets; `stable` what the others leave."""
         others = {alias: entry.weight or 0.0 for alias, entry in self.aliases.items() if alias != STABLE}
-        return {STABLE: 100 - sum(others.values()), **others}
+        return {STABLE: max(0.0, round(100 - sum(others.values()), 6)), **others}
 
     def users_of(self, version: str) -> tuple[str, ...]:
         """The aliases and sections that name a version: why it cannot be removed."""

@@ -8,8 +8,20 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from app.server.options import ConfigurationError, ServerOptions
+
+
+class _Option(NamedTuple):
+    """Where the address of a listener is set, for messages."""
+
+    host: str
+    port: str
+
+
+_FIRST = _Option("--host", "--port")
+_ALSO = _Option("HEADWAY_MANAGEMENT_BIND", "HEADWAY_MANAGEMENT_BIND")
 
 
 def bind_listeners(options: ServerOptions) -> list[socket.socket]:
@@ -19,9 +31,9 @@ def bind_listeners(options: ServerOptions) -> list[socket.socket]:
         if options.uds is not None:
             listeners.append(_bind_unix(options.uds))
         else:
-            listeners.append(_bind_port(options.host, options.port))
+            listeners.append(_bind_port(options.host, options.port, _FIRST))
         for host, port in options.also_bind:
-            listeners.append(_bind_port(host, port))
+            listeners.append(_bind_port(host, port, _ALSO))
     except ConfigurationError:
         close_listeners(listeners)
         raise
@@ -29,12 +41,12 @@ def bind_listeners(options: ServerOptions) -> list[socket.socket]:
 
 
 def start_listening(listeners: list[socket.socket], backlog: int) -> None:
-    for listener in listeners:
+    for number, listener in enumerate(listeners):
         try:
             listener.listen(backlog)
         except OSError as exc:
             host, port = listener.getsockname()[:2]
-            raise _explain(exc, host, port) from exc
+            raise _explain(exc, host, port, _ALSO if number else _FIRST) from exc
 
 
 def close_listeners(listeners: list[socket.socket]) -> None:
@@ -58,13 +70,13 @@ def remove_unix_socket(path: str, inode: int) -> None:
             os.unlink(path)
 
 
-def _bind_port(host: str, port: int) -> socket.socket:
+def _bind_port(host: str, port: int, option: _Option) -> socket.socket:
     if not 0 <= port <= 65535:  # getaddrinfo would take it modulo 65536
-        raise ConfigurationError(f"port {port} does not exist: choose one up to 65535 with --port")
+        raise ConfigurationError(f"port {port} does not exist: choose one up to 65535 with {option.port}")
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as exc:
-        raise ConfigurationError(f"host {host} is not known: check --host") from exc
+        raise ConfigurationError(f"host {host} is not known: check {option.host}") from exc
     # Of a name with addresses of both families, such as localhost, clients expect the IPv4 one to work.
     family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -73,18 +85,18 @@ def _bind_port(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as exc:
         listener.close()
-        raise _explain(exc, host, port) from exc
+        raise _explain(exc, host, port, option) from exc
     return listener
 
 
-def _explain(exc: OSError, host: str, port: int) -> ConfigurationError:
+def _explain(exc: OSError, host: str, port: int, option: _Option) -> ConfigurationError:
     code = exc.errno
     if code == errno.EADDRINUSE:
-        text = f"port {port} on {host} is taken: stop the other server or choose another with --port"
+        text = f"port {port} on {host} is taken: stop the other server or choose another with {option.port}"
     elif code in (errno.EACCES, errno.EPERM):
-        text = f"no permission for port {port} on {host}: choose one above 1023 with --port"
+        text = f"no permission for port {port} on {host}: choose one above 1023 with {option.port}"
     elif code == errno.EADDRNOTAVAIL:
-        text = f"{host} is not an address of this machine: check --host"
+        text = f"{host} is not an address of this machine: check {option.host}"
     else:
         text = f"cannot listen on port {port} of {host}: {exc}"
     return ConfigurationError(text)

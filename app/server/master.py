@@ -60,7 +60,9 @@ class HeadwayApplication(BaseApplication):  # type: ignore[misc]
         self.slots = slots
         self.metrics_dir = metrics_dir
         self.crash_dumps = CrashDumps(slots.total)
-        self.address = describe_address(listeners[0], bool(options.certfile))
+        self.addresses = tuple(describe_address(listener, bool(options.certfile)) for listener in listeners)
+        self.address = self.addresses[0]
+        self.also_bound = tuple(listener.getsockname()[:2] for listener in listeners[1:])
         # gunicorn closes the descriptor that it is given, after having copied it.
         self._descriptors = [os.dup(listener.fileno()) for listener in listeners]
         super().__init__()
@@ -149,6 +151,7 @@ def _run(options: ServerOptions, factory: Factory, listeners: list[socket.socket
     try:
         application = HeadwayApplication(options, factory, slots, metrics_dir, listeners)
         close_listeners(listeners)  # the arbiter has its own copies, and closes them when it is told to end
+        options.on_bound(application.addresses)
         gc.collect()
         gc.freeze()  # collections in the workers leave the imported modules' pages shared
         HeadwayArbiter(application).run()

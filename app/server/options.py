@@ -33,7 +33,8 @@ class WorkerContext:
     `slot` is unique among the living workers and is taken over by a dead worker's replacement; it is below
     `workers` except during a reload. `draining` is set in all workers at once when the server was told to
     end: readiness should then answer 503. `metrics_dir` holds prometheus_client's multiprocess files of
-    this start. `shared` is that of the ServerOptions, as the fork left it.
+    this start. `shared` is that of the ServerOptions, as the fork left it. `also_bound` are the addresses of
+    `also_bind`, with the ports that were found.
     """
 
     slot: int
@@ -41,6 +42,7 @@ class WorkerContext:
     draining: Flag
     metrics_dir: Path | None
     shared: Any = None
+    also_bound: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class ServerOptions:
     `app` is "module:function"; the module is imported in the master, the function is called in each worker
     with a WorkerContext and returns the ASGI application, whose lifespan must be done before requests are
     accepted. `uds` (a path) replaces host and port; `also_bind` adds listeners, told apart by the scope's
-    `server`. `on_ready(address)` runs in the master once, when the first worker accepts;
+    `server`. `on_bound(addresses)` runs in the master once all listeners are bound, in their order;
+    `on_ready(address)` once, when the first worker accepts;
     `on_failed(reason)` once, when the server ends because it could not be started (without it the reason is
     printed on stderr); `on_worker_exit` after each worker's end, before its slot is taken again. They must be
     quick: the master does nothing else meanwhile. `shared` is handed to every worker; to be one thing in all
@@ -104,6 +107,7 @@ class ServerOptions:
         "gauge_livemax",
         "gauge_livemostrecent",
     )
+    on_bound: Callable[[tuple[str, ...]], None] = _ignore
     on_ready: Callable[[str], None] = _ignore
     on_failed: Callable[[str], None] | None = None
     on_worker_exit: Callable[[WorkerExit], None] = _ignore

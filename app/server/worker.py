@@ -70,6 +70,7 @@ class HeadwayWorker(UvicornWorker):  # type: ignore[misc]
             draining=DrainFlag(state.slots),
             metrics_dir=state.metrics_dir.path if state.metrics_dir else None,
             shared=state.options.shared,
+            also_bound=state.also_bound,
         )
         self.wsgi = state.factory(context)
 

@@ -88,7 +88,7 @@ def test_metrics_never_take_a_label_from_a_request(client: httpx.Client, server:
     counted = samples(server, "headway_requests_total")
     models = {dict(labels)["model"] for labels in counted}
     assert "unknown" in models
-    assert models <= {"unknown", "digits", "efficientnet-lite0"}
+    assert models <= {"unknown", "digits", "digits-cascade", "efficientnet-lite0"}
 
 
 def test_metrics_have_the_names_of_the_contract(client: httpx.Client, server: RunningServer, cat: bytes) -> None:

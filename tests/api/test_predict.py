@@ -103,6 +103,32 @@ def test_predict_names_the_exact_version(client: httpx.Client, version: str) -> 
     assert answer["model"] == "digits"
 
 
+def test_predict_by_a_cascade(client: httpx.Client) -> None:
+    """Each row is answered as by one of its steps; nobody is charged for them apart."""
+    rows = load_digits(return_X_y=True)[0][:60].tolist()
+    answers = {
+        model: client.post("/predict", json={"inputs": rows, "model": model, "top_k": 10}).json()
+        for model in ("digits-cascade", "digits@1.0.0", "digits@1.1.0")
+    }
+    cascade = answers["digits-cascade"]
+    assert (cascade["model"], cascade["version"], cascade["alias"]) == ("digits-cascade", "1.0.0", "stable")
+    chosen = set()
+    for number, result in enumerate(cascade["results"]):
+        first, second = (
+            answers[f"digits@{version}"]["results"][number]["predictions"] for version in ("1.0.0", "1.1.0")
+        )
+        is_sure = first[0]["confidence"] >= 0.75
+        chosen.add(is_sure)
+        for found, expected in zip(result["predictions"], first if is_sure else second, strict=True):
+            assert found["confidence"] == pytest.approx(expected["confidence"], abs=1e-5)
+    assert chosen == {True, False}
+    text = client.get("/metrics").text
+    for step in ("digits@1.0.0", "digits@1.1.0"):
+        labels = f'{{model="digits-cascade",step="{step}",version="1.0.0"}}'
+        assert f"headway_cascade_answers_total{labels}" in text
+    assert client.get("/models/digits-cascade/1.0.0").json()["manifest"]["composition"]["type"] == "cascade"
+
+
 def test_predict_rows_equal_each_alone(client: httpx.Client) -> None:
     rows = load_digits(return_X_y=True)[0][:7].tolist()
     together = client.post("/predict", json={"inputs": rows, "model": "digits"}).json()["results"]

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.conftest import Headway
+from tests.fixtures_models import write_composition
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -49,6 +50,30 @@ def test_evaluate_table_of_labels(headway: Headway, folder: Path) -> None:
     (folder / "labels.csv").write_text("filename,class_index\nred/0.png,0\nblue/0.png,2\n")
     result = json.loads(headway("evaluate", "colour", folder, "--json").out)
     assert (result["n"], result["top1"]) == (2, 1.0)
+
+
+def test_evaluate_against_steps(headway: Headway, root: Path, folder: Path) -> None:
+    steps = [{"model": "colour", "confidence": 0.9}, "colour@1.0.0"]
+    write_composition(root, "steps", "cascade", steps, kind="colour")
+    result = json.loads(headway("evaluate", "steps", folder, "--against-steps", "--json").out)
+    assert (result["model"], result["top1"]) == ("steps", 0.8)
+    assert result["steps"] == [
+        {"step": "colour", "ran": 1.0, "answered": 1.0},
+        {"step": "colour@1.0.0", "ran": 0.0, "answered": 0.0},
+    ]
+    (alone,) = result["alone"]  # both steps are one version
+    assert (alone["model"], alone["version"], alone["top1"]) == ("colour", "1.0.0", 0.8)
+    rows = [
+        line.split() for line in headway("evaluate", "steps", folder, "--against-steps", COLUMNS="200").out.splitlines()
+    ]
+    assert ["colour", "100.0%", "100.0%"] in rows
+    assert [row[:2] for row in rows if row and row[0] in ("steps@1.0.0", "colour@1.0.0")][-2:] == [
+        ["steps@1.0.0", "80.0%"],
+        ["colour@1.0.0", "80.0%"],
+    ]
+    done = headway("evaluate", "colour", folder, "--against-steps")
+    assert (done.code, done.out) == (1, "")
+    assert "colour is no composition" in done.err
 
 
 def test_evaluate_failures(headway: Headway, folder: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key in a section": ({"limits": {"que": 3}}, "limits.que: unknown key; did you mean 'queue'?"),
     "no licence": ({"licence": None}, "licence: is missing; add it"),
     "no inputs": ({"inputs": []}, "inputs: "),
-    "another runtime": ({"runtime": "tflite"}, "runtime: input should be 'onnx' (it says 'tflite')"),
+    "another runtime": ({"runtime": "torch"}, "(it says 'torch')"),
     "another task": ({"task": "guessing"}, "task: "),
     "datatype": ({"inputs": [{"name": "x", "datatype": "FLOAT", "shape": [-1, 3]}]}, "inputs[0].datatype: "),
     "size": ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-2]}]}, "inputs[0].shape[0]: "),

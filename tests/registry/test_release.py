@@ -79,6 +79,33 @@ def test_versions_are_each_named_once_and_stable_first() -> None:
     assert release.versions == ("1.0.0", "2.0.0", "0.9.0")
 
 
+def test_shadow_is_loaded_but_takes_no_traffic() -> None:
+    release = Release.model_validate(
+        {"aliases": {"stable": {"version": "1.0.0"}}, "shadow": {"version": "2.0.0", "share": "10"}, "load": "lazy"}
+    )
+    assert release.versions == ("1.0.0", "2.0.0")
+    assert {release.route("m", key) for key in KEYS[:100]} == {"stable"}
+    assert (release.load, _release().load) == ("lazy", "eager")
+
+
+def test_weights_show_what_stable_has_left() -> None:
+    assert _release(canary=5, beta=2.5).weights == {"stable": 92.5, "canary": 5, "beta": 2.5}
+    assert _release(a=33.4, b=33.3, c=33.3).weights["stable"] == 0
+
+
+def test_users_of_a_version() -> None:
+    release = Release.model_validate(
+        {
+            "aliases": {"stable": {"version": "1.0.0"}, "old": {"version": "1.0.0"}},
+            "shadow": {"version": "2.0.0", "share": 1},
+            "also_serve": ["2.0.0", "3.0.0"],
+        }
+    )
+    assert release.users_of("1.0.0") == ("stable", "old")
+    assert release.users_of("2.0.0") == ("shadow", "also_serve")
+    assert release.users_of("4.0.0") == ()
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no stable": ({"aliases": {"canary": {"version": "1.0.0"}}}, "aliases.stable is missing"),
     "no aliases": ({}, "aliases"),
@@ -100,6 +127,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "alias like a version": ({"aliases": {"stable": {"version": "1.0.0"}, "2": {"version": "1.0.0"}}}, "not an alias"),
     "alias in capitals": ({"aliases": {"stable": {"version": "1.0.0"}, "A": {"version": "1.0.0"}}}, "not an alias"),
+    "alias shadow": (
+        {"aliases": {"stable": {"version": "1"}, "shadow": {"version": "1"}}},
+        "'shadow' is not an alias: write it beside aliases",
+    ),
+    "share of nothing": ({"aliases": {"stable": {"version": "1"}}, "shadow": {"version": "1", "share": 0}}, "share"),
+    "share that is no number": (
+        {"aliases": {"stable": {"version": "1"}}, "shadow": {"version": "1", "share": "nan"}},
+        "share",
+    ),
+    "load": ({"aliases": {"stable": {"version": "1"}}, "load": "soon"}, "'eager', 'lazy' or 'pinned'"),
     "no version": ({"aliases": {"stable": {"version": "newest"}}}, "is not a version"),
     "also_serve": ({"aliases": {"stable": {"version": "1.0.0"}}, "also_serve": ["1.0"]}, "is not a version"),
     "schema": ({"schema": "2", "aliases": {"stable": {"version": "1.0.0"}}}, "needs a newer one"),

@@ -1,0 +1,105 @@
+"""The management listener: which requests came in by it, who may use it; and the routes that are there only."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+
+from fastapi.routing import APIRoute
+from starlette.types import Message, Receive, Scope, Send
+
+from app.api.context import context_of
+from app.errors import BodyTimeout, BodyTooLarge, ClientClosed, RouteNotFound, Unauthorized
+
+# Probes and scrapes, as on the public listener.
+_OPEN_PREFIXES = ("/health/", "/metrics")
+_PREFIXES = ("/models", "/update", "/openapi.json")
+_MAX_JSON_BYTES = 1_000_000
+_WILDCARDS = frozenset({"", "0.0.0.0", "::"})
+
+
+class ManagementListener:
+    """Known by the address that a connection was accepted at, which no header can change."""
+
+    def __init__(self, address: tuple[str, int], token: str) -> None:
+        """`address` is the one that was bound, with the port that was found."""
+        self._host, self._port = address
+        self._token = hashlib.sha256(token.encode()).digest()
+
+    def owns(self, scope: Scope) -> bool:
+        server = scope.get("server")
+        return server is not None and server[1] == self._port and (self._host in _WILDCARDS or server[0] == self._host)
+
+    def admit(self, scope: Scope) -> None:
+        """Raises Unauthorized without the token, RouteNotFound for what is not here, such as predictions."""
+        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.startswith(_OPEN_PREFIXES):
+            return
+        if not hmac.compare_digest(hashlib.sha256(_bearer(scope)).digest(), self._token):
+            raise Unauthorized("send the admin token (HEADWAY_ADMIN_TOKEN) as 'Authorization: Bearer TOKEN'")
+        if not path.startswith(_PREFIXES):
+            raise RouteNotFound(f"there is no {scope['path']} on the management listener; predictions are on the other")
+
+
+class ManagementRoute(APIRoute):
+    """404 on the public listener, whatever the method. Bodies are small and come at once."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not context_of(scope).is_management:
+            raise RouteNotFound(f"there is no {scope['path']}; the routes are listed at /docs")
+        await super().handle(scope, await self._prepare(receive), send)
+
+    async def _prepare(self, receive: Receive) -> Receive:
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientClosed("the caller left before its body was complete")
+            body += message.get("body", b"")
+            check_json_size(len(body))
+            if not message.get("more_body"):
+                return _replaying(bytes(body), receive)
+
+
+class UploadRoute(ManagementRoute):
+    """The body is as large as a model; it must not stand still."""
+
+    stall_seconds = 30.0
+
+    async def _prepare(self, receive: Receive) -> Receive:
+        async def receive_in_time() -> Message:
+            try:
+                async with asyncio.timeout(self.stall_seconds):
+                    message = await receive()
+            except TimeoutError as exc:
+                raise BodyTimeout(f"nothing of the body came for {self.stall_seconds:g} s; send it again") from exc
+            if message["type"] == "http.disconnect":
+                raise ClientClosed("the caller left before its body was complete")
+            return message
+
+        return receive_in_time
+
+
+def check_json_size(size: int) -> None:
+    if size > _MAX_JSON_BYTES:
+        raise BodyTooLarge(
+            f"the body is larger than {_MAX_JSON_BYTES:,} bytes; send an archive by its own Content-Type"
+        )
+
+
+def _bearer(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return bytes(value[7:].strip())
+    return b""
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """The body once more for the framework, which reads it itself."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
