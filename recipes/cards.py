@@ -15,7 +15,7 @@ CARD = """# {name} {version}
 | Output | {output} |
 | Licence | {licence} |
 | Made by | {recipe} |
-| Model file | {bytes:,} bytes |
+| {model} |
 
 ## Measured
 {measured}
@@ -29,7 +29,9 @@ CARD = """# {name} {version}
 
 
 def write_card(path: Path, **facts: object) -> None:
-    """Fill CARD; `measured` is a list of (what, figure), written as a table."""
+    """Fill CARD; `measured` is a list of (what, figure), written as a table; `bytes` those of the model file."""
+    if "bytes" in facts:
+        facts["model"] = f"Model file | {facts.pop('bytes'):,} bytes"
     rows = facts.pop("measured")
     assert isinstance(rows, list)
     lines = ["| what | figure |", "| --- | --- |", *(f"| {what} | {figure} |" for what, figure in rows)]

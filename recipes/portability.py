@@ -1,7 +1,7 @@
 """Does an INT8 model give the same answers on a CPU without VNNI?
 
-Runs the same interpreter and the same ONNX Runtime twice over the same pixels: on this CPU, and under QEMU's user-mode
-emulation of a Haswell (AVX2, no AVX-512, no VNNI), where ONNX Runtime chooses its AVX2 kernels. About 0.5 s a photo.
+Runs the same interpreter and the same runtime twice over the same pixels: on this CPU, and under QEMU's user-mode
+emulation of a Haswell (AVX2, no AVX-512, no VNNI), where the runtime chooses its AVX2 kernels. About 0.5 s a photo.
 On Debian: apt-get install qemu-user-static.
 """
 
@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from app.runtimes.onnx import OnnxRuntime
+from app.runtimes.tflite import TfliteRuntime
 from app.tensors import Array
 
 EMULATED_CPU = "Haswell"
@@ -68,17 +70,12 @@ def _run(prefix: list[str], model: Path, pixels: Path) -> Array:
     return np.load(answers)
 
 
-def _answer(model: Path, pixels: Path, answers: Path) -> None:
-    """What runs on each of the two CPUs: one thread, one photo at a time."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    rows = np.load(pixels)
-    np.save(answers, np.concatenate([session.run(None, {name: row[np.newaxis]})[0] for row in rows]))
+def answer(model: Path, photos: Array) -> Array:
+    """Confidences of each photo: one thread, one photo at a time, by the runtime that serves such a file."""
+    runtime = TfliteRuntime(model, 1) if model.suffix == ".tflite" else OnnxRuntime(model, 1)
+    (source,), (target,) = runtime.inputs, runtime.outputs
+    return np.concatenate([runtime.run({source.name: row[np.newaxis]})[target.name] for row in photos])
 
 
 if __name__ == "__main__":
-    _answer(*map(Path, sys.argv[1:4]))
+    np.save(sys.argv[3], answer(Path(sys.argv[1]), np.load(sys.argv[2])))

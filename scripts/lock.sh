@@ -7,18 +7,27 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check uv
+# Its 1.3 is for Pythons below 3.11: uv does not look at such upper bounds, and pip does.
+echo "backports-strenum<1.3" > "$folder/constraints.txt"
 compile() {
     local target=$1
     shift
     "$folder/venv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-        --no-emit-find-links --no-annotate --custom-compile-command "make lock" "$@" -o "$target" pyproject.toml
+        --constraint "$folder/constraints.txt" --no-emit-find-links --no-annotate \
+        --custom-compile-command "make lock" "$@" -o "$target"
 }
-# setuptools builds the project itself, without a second environment.
-compile requirements/server.txt --extra build
-compile requirements/test.txt --extra build --extra test
 # torch and what only its CUDA build needs stay out: setup.sh installs the CPU build by its version, whose digest differs
 # from platform to platform.
-compile "$folder/recipes.txt" --extra build --extra recipes
-unwanted=$(grep -oE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' "$folder/recipes.txt" | tr -d '=' | sort -u)
-# shellcheck disable=SC2046,SC2086
-compile requirements/recipes.txt --extra build --extra recipes $(printf -- '--no-emit-package %s ' $unwanted)
+compile_without_torch() {
+    local target=$1
+    shift
+    compile "$folder/all.txt" "$@"
+    unwanted=$(grep -oE '^(torch|triton|nvidia-[a-z0-9-]+|cuda-[a-z-]+)==' "$folder/all.txt" | tr -d '=' | sort -u)
+    # shellcheck disable=SC2046,SC2086
+    compile "$target" "$@" $(printf -- '--no-emit-package %s ' $unwanted)
+}
+# setuptools builds the project itself, without a second environment.
+compile requirements/server.txt --extra build --extra tflite pyproject.toml
+compile requirements/test.txt --extra build --extra tflite --extra test pyproject.toml
+compile_without_torch requirements/recipes.txt --extra build --extra tflite --extra recipes pyproject.toml
+compile_without_torch requirements/conversion.txt requirements/conversion.in

@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # verify_recipes.sh DIR: build the shipped models anew from DIR/calibration and DIR/evaluation, compare their digests with
-# what is committed, and run the INT8 model on an emulated CPU without VNNI.
+# what is committed, and run the INT8 models on an emulated CPU without VNNI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 labelled=${1:?usage: verify_recipes.sh DIR}
 scripts/debian.sh qemu-user-static:qemu-x86_64-static
 VENV=.venv-recipes scripts/setup.sh recipes
+VENV=.venv-conversion scripts/setup.sh conversion
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 .venv-recipes/bin/python recipes/efficientnet_lite0.py --calibration "$labelled/calibration" \
     --evaluation "$labelled/evaluation" --models "$work" | sed "s#$work/##"
+.venv-recipes/bin/python recipes/efficientnet_lite0_tflite.py --calibration "$labelled/calibration" \
+    --evaluation "$labelled/evaluation" --models "$work" | sed "s#$work/##"
 .venv-recipes/bin/python recipes/digits.py --models "$work" | sed "s#$work/##"
-for model in efficientnet-lite0/1.1.0 digits/1.0.0 digits/1.1.0; do
-    cmp "$work/$model/model.onnx" "models/$model/model.onnx" && echo "$model: the same digest"
+for model in efficientnet-lite0/1.1.0/model.onnx efficientnet-lite0-tflite/1.0.0/model.tflite \
+    digits/1.0.0/model.onnx digits/1.1.0/model.onnx; do
+    cmp "$work/$model" "models/$model" && echo "$model: the same digest"
 done

@@ -33,7 +33,13 @@ def read_labels(directory: Path) -> list[str]:
 
 def test_versions_shipped() -> None:
     names = {f"{path.parent.name}@{path.name}" for path in VERSIONS}
-    assert names == {"digits@1.0.0", "digits@1.1.0", "efficientnet-lite0@1.1.0"}
+    assert names == {
+        "digits@1.0.0",
+        "digits@1.1.0",
+        "digits-cascade@1.0.0",
+        "efficientnet-lite0@1.1.0",
+        "efficientnet-lite0-tflite@1.0.0",
+    }
 
 
 @each_version
@@ -84,20 +90,22 @@ def test_loads_and_gives_golden_answers(directory: Path) -> None:
 
 @each_version
 def test_evaluation_says_on_what(directory: Path) -> None:
-    (evaluation,) = read_manifest(directory).evaluation
+    manifest = read_manifest(directory)
+    (evaluation,) = manifest.evaluation
     assert evaluation.top1 is not None
     assert evaluation.threads == 1
     assert {"p50", "p95"} <= set(evaluation.latency_ms)
     assert evaluation.rss_mb
     assert evaluation.cpu
     assert evaluation.cpu_features
-    assert "onnxruntime" in evaluation.libraries
+    libraries = {"onnx": "onnxruntime", "tflite": "ai-edge-litert", "composition": "onnxruntime"}
+    assert libraries[manifest.runtime] in evaluation.libraries
     assert evaluation.date
 
 
 @each_version
 def test_no_path_of_a_machine(directory: Path) -> None:
-    model = (directory / "model.onnx").read_bytes()
+    model = (directory / read_manifest(directory).model_file).read_bytes()
     text = (directory / "model.yaml").read_bytes() + (directory / "README.md").read_bytes()
     for place in (b"/home/", b"/tmp/", b"/root/", b"site-packages", b"http://", b"https://"):
         assert place not in model
@@ -107,7 +115,12 @@ def test_no_path_of_a_machine(directory: Path) -> None:
 def test_releases_name_what_is_there() -> None:
     store = Store(MODELS)
     served = {name: release.versions for name in store.model_names() if (release := store.release(name)[0])}
-    assert served == {"digits": ("1.1.0", "1.0.0"), "efficientnet-lite0": ("1.1.0",)}
+    assert served == {
+        "digits": ("1.1.0", "1.0.0"),
+        "digits-cascade": ("1.0.0",),
+        "efficientnet-lite0": ("1.1.0",),
+        "efficientnet-lite0-tflite": ("1.0.0",),
+    }
 
 
 def test_defaults_answer_photos_and_numbers() -> None:

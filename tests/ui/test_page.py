@@ -119,7 +119,15 @@ def transfer_cat(page: Page, event: str) -> bool:
 
 def test_models_are_listed_with_the_default_first(page: Page) -> None:
     options = page.locator("#model option")
-    expect(options).to_have_text(["efficientnet-lite0@1.1.0 (stable)", "digits@1.1.0 (stable)", "digits@1.0.0"])
+    expect(options).to_have_text(
+        [
+            "efficientnet-lite0@1.1.0 (stable)",
+            "efficientnet-lite0-tflite@1.0.0 (stable)",
+            "digits@1.1.0 (stable)",
+            "digits@1.0.0",
+            "digits-cascade@1.0.0 (stable)",
+        ]
+    )
     expect(page.locator("#model")).to_have_value("efficientnet-lite0@1.1.0")
 
 
