@@ -147,6 +147,12 @@ class Metrics:
             buckets=DIFFERENCE_BUCKETS,
             registry=registry,
         )
+        self.cascade_answers = Counter(
+            "headway_cascade_answers_total",
+            "Rows and images that a cascade answered, by the step whose answer was taken.",
+            (*by_version, "step"),
+            registry=registry,
+        )
         self.unrecorded = Counter(
             "headway_record_failures_total", "Answers whose metrics or log line failed.", registry=registry
         )

@@ -21,7 +21,7 @@ from app.engine.hold import Hold
 from app.engine.lane import Executor, Job, Lane, Priority, Ticket, Work
 from app.engine.run import Run
 from app.engine.watchdog import Watchdog
-from app.errors import DeadlineExceeded
+from app.errors import ClientClosed, DeadlineExceeded
 from app.metrics import Metrics
 from app.runtimes.base import Cancellation
 
@@ -61,11 +61,13 @@ class Batcher:
         works: Sequence[Work],
         deadline: float,
         priority: Priority = Priority.NORMAL,
+        *,
+        is_admitted: bool = False,
     ) -> list[asyncio.Future[Any]]:
         """Queue the works of one call, all or none; a future for each.
 
         Raises Overloaded where `executor.queue_limit` calls wait, or where the first of the works could not be done
-        before `deadline` (time.monotonic() seconds).
+        before `deadline` (time.monotonic() seconds); never for a call that `is_admitted` as a part of another.
         """
         loop = asyncio.get_running_loop()
         now = time.monotonic()
@@ -73,7 +75,8 @@ class Batcher:
         jobs = [Job(work, loop.create_future(), deadline, now, priority, ticket) for work in works]
         with self._changed:
             lane = self._lane(executor)
-            self._check_room(lane, works[0].rows, deadline - now, priority, now)
+            if not is_admitted:
+                self._check_room(lane, works[0].rows, deadline - now, priority, now)
             if lane.priority is None and not lane.runs:
                 # Who was away has no claim on the time in which others worked.
                 lane.used_seconds = max(lane.used_seconds, self._virtual_seconds)
@@ -133,6 +136,13 @@ class Batcher:
         nothing: a refusal must not wait for what it refuses.
         """
         self._check_room(self._lane(executor), 1, seconds, priority, time.monotonic())
+
+    def check_rooms(self, executors: Sequence[Executor], seconds: float, priority: Priority = Priority.NORMAL) -> None:
+        """As `check_room`, of one row that needs all of `executors`, as if one ran after the other."""
+        lanes = [self._lane(executor) for executor in executors]
+        now, total = time.monotonic(), sum(lane.row_seconds for lane in lanes)
+        for lane in lanes:
+            self._check_room(lane, 1, seconds - (total - lane.row_seconds), priority, now)
 
     def forget(self, executor: Executor) -> None:
         """The executor's version is unloaded. Called in any thread; what still waits or runs is finished."""
@@ -263,6 +273,13 @@ class Batcher:
             if not self._closed:
                 self._start_thread()
         _settle(run.jobs, [_late(run)] * len(run.jobs))
+
+
+def give_up(futures: Sequence[asyncio.Future[Any]]) -> None:
+    """Their caller has left: what has not begun is not computed."""
+    for future in futures:
+        if not future.done():
+            future.set_exception(ClientClosed("the caller left before its answer was ready"))
 
 
 def _late(run: Run) -> DeadlineExceeded:

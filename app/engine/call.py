@@ -69,7 +69,8 @@ class Call:
 class Answer:
     """`items` has one entry for each row or image of the call, in order; an image that failed is its error.
 
-    `tensors` is set for calls of tensors and for models whose answer is the tensors themselves.
+    `tensors` is set for calls of tensors and for models whose answer is the tensors themselves. `answered_by`: of a
+    cascade the number of the step that answered each row or image that has an answer.
     """
 
     model: str
@@ -78,3 +79,4 @@ class Answer:
     items: tuple[Item | HeadwayError, ...] | None
     tensors: Tensors | None
     timings: Timings = field(default_factory=Timings)
+    answered_by: tuple[int, ...] | None = None

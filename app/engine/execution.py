@@ -34,6 +34,7 @@ class Part:
     tensors: Tensors
     timings: Timings
     run_rows: int | None
+    answered_by: tuple[int, ...] | None = None
 
 
 class Execution:

@@ -7,14 +7,16 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from app.engine.batcher import Batcher
+from app.engine.batcher import Batcher, give_up
 from app.engine.call import Answer, Call, Timings
+from app.engine.composition import Composer, run_now
 from app.engine.execution import Execution, Part
 from app.engine.lane import Priority, Work
 from app.engine.shadow import Shadow
-from app.errors import ClientClosed, HeadwayError
+from app.errors import HeadwayError
 from app.metrics import Metrics
 from app.registry.batch_axis import join
+from app.registry.composed import Composed
 from app.registry.lifecycle import Registry, Resolved
 from app.registry.servable import ContentKind, Item, Servable
 from app.registry.versions import ModelRef
@@ -31,6 +33,9 @@ class Inference:
         self._metrics = metrics
         self._executions: dict[Servable, Execution] = {}
         self._shadow: Shadow | None = None
+        self._composer: Composer | None = None
+        if batcher is not None:
+            self._composer = Composer(batcher, partial(self._answer, is_admitted=True), self._execution, metrics)
         if batcher is not None and metrics is not None:
             self._shadow = Shadow(self.predict_now, lambda: batcher.is_idle, metrics)
 
@@ -47,17 +52,26 @@ class Inference:
         Raises Overloaded, DeadlineExceeded, InvalidContent and its kin; of a call with several items only the
         failed ones carry an error.
         """
-        if self._batcher is None:
+        if self._composer is None:
             raise RuntimeError("this Inference was made without a batcher; use predict_now")
+        servable = resolved.servable
+        if isinstance(servable, Composed):
+            answer = _assemble(call, resolved, await self._composer.run(call, servable))
+        else:
+            answer = await self._answer(call, resolved)
+        if self._shadow is not None and (shadow := self.registry.shadow_of(servable.name)) is not None:
+            self._shadow.offer(*shadow, call, answer)
+        return answer
+
+    async def _answer(self, call: Call, resolved: Resolved, *, is_admitted: bool = False) -> Answer:
+        """Answer with one version in its lane. `is_admitted`: as a step of a call that was."""
         servable = resolved.servable
         execution = self._execution(servable)
         started = time.perf_counter()
         works = execution.works(call)
         prepared = time.perf_counter()
-        results = await self._run(self._batcher, execution, works, call)
+        results = await self._run(execution, works, call, is_admitted=is_admitted)
         answer = _assemble(call, resolved, results)
-        if self._shadow is not None and (shadow := self.registry.shadow_of(servable.name)) is not None:
-            self._shadow.offer(*shadow, call, answer)
         answer.timings.preprocess += prepared - started
         if self._metrics is not None:
             bound = self._metrics.model(servable.name, servable.version)
@@ -73,7 +87,11 @@ class Inference:
 
     def check_room(self, resolved: Resolved, seconds: float, priority: Priority = Priority.NORMAL) -> None:
         """Raises Overloaded where a call with so many seconds left would be refused; for a look before parsing."""
-        if self._batcher is not None:
+        if self._batcher is None or self._composer is None:
+            return
+        if isinstance(resolved.servable, Composed):
+            self._composer.check_room(resolved.servable, seconds, priority)
+        else:
             self._batcher.check_room(self._execution(resolved.servable), seconds, priority)
 
     def close(self) -> None:
@@ -83,12 +101,16 @@ class Inference:
 
     def forget(self, servable: Servable) -> None:
         """The version is unloaded and has no calls any more."""
+        if self._composer is not None:
+            self._composer.forget(servable)
         execution = self._executions.pop(servable, None)
         if execution is not None and self._batcher is not None:
             self._batcher.forget(execution)
 
     def predict_now(self, call: Call, resolved: Resolved) -> Answer:
         """Answer a call in this thread, with no queue."""
+        if isinstance(resolved.servable, Composed):
+            return _assemble(call, resolved, run_now(call, resolved.servable))
         execution = self._execution(resolved.servable)
         results = [
             work if isinstance(work, HeadwayError) else execution.run((work,), (0.0,), Cancellation())[0]
@@ -97,9 +119,11 @@ class Inference:
         return _assemble(call, resolved, results)
 
     async def _run(
-        self, batcher: Batcher, execution: Execution, works: list[Work | HeadwayError], call: Call
+        self, execution: Execution, works: list[Work | HeadwayError], call: Call, *, is_admitted: bool
     ) -> list[Part | BaseException]:
         """Here where that is quicker, else in the threads; results in the order of `works`."""
+        batcher = self._batcher
+        assert batcher is not None
         runnable = [work for work in works if isinstance(work, Work)]
         if not runnable:
             return [work for work in works if isinstance(work, HeadwayError)]
@@ -107,9 +131,9 @@ class Inference:
             result = batcher.run_here(execution, runnable[0], call.deadline)
             if result is not None:
                 return [work if isinstance(work, HeadwayError) else result for work in works]
-        futures = batcher.submit(execution, runnable, call.deadline, call.priority)
+        futures = batcher.submit(execution, runnable, call.deadline, call.priority, is_admitted=is_admitted)
         if call.on_admitted is not None:
-            call.on_admitted(partial(_give_up, futures))
+            call.on_admitted(partial(give_up, futures))
         if len(works) == 1:
             return [await futures[0]]
         results = iter(await asyncio.gather(*futures, return_exceptions=True))
@@ -122,22 +146,18 @@ class Inference:
         return execution
 
 
-def _give_up(futures: list[asyncio.Future[Part]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_exception(ClientClosed("the caller left before its answer was ready"))
-
-
 def _assemble(call: Call, resolved: Resolved, results: Sequence[Part | BaseException]) -> Answer:
     """One answer from the results of its works."""
     timings = Timings()
     items: list[Item | HeadwayError] = []
     outputs: list[Tensors] = []
+    answered_by: list[int] = []
     for result in results:
         if isinstance(result, Part):
             timings.add(result.timings)
             items.extend(result.items or ())
             outputs.append(result.tensors)
+            answered_by.extend(result.answered_by or ())
         elif isinstance(result, HeadwayError) and call.is_plural:
             items.append(result)
         else:
@@ -151,4 +171,5 @@ def _assemble(call: Call, resolved: Resolved, results: Sequence[Part | BaseExcep
         items=tuple(items) if has_items else None,
         tensors=None if call.is_plural else join(outputs),
         timings=timings,
+        answered_by=tuple(answered_by) or None,
     )

@@ -6,7 +6,7 @@ import csv
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,9 @@ import numpy as np
 from app.engine.call import Call
 from app.engine.inference import Inference
 from app.errors import HeadwayError, InvalidContent
+from app.registry.composed import Composed
 from app.registry.lifecycle import Resolved
-from app.registry.servable import Content, Item
+from app.registry.servable import Content, Item, Servable
 from app.tensors import Array
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -38,9 +39,19 @@ class Confusion:
 
 
 @dataclass(frozen=True, slots=True)
+class StepUse:
+    """Of a cascade's step: the share of the images that it was run on, and of those whose answer was its own."""
+
+    step: str
+    ran: float
+    answered: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Ratios in 0…1. Macro figures are over the classes that occur as actual or as predicted (as scikit-learn's
-    are), with 0 where a class was never predicted. Latency is of the whole path, one image at a time."""
+    are), with 0 where a class was never predicted. Latency is of the whole path, one image at a time. What an image
+    costs is `mean_cpu_ms`: CPU time of all threads. `steps` is empty where the version is no cascade."""
 
     model: str
     version: str
@@ -52,7 +63,10 @@ class Evaluation:
     macro_recall: float
     macro_f1: float
     latency_ms: dict[str, float]
+    mean_ms: float
+    mean_cpu_ms: float
     confusions: tuple[Confusion, ...]
+    steps: tuple[StepUse, ...] = ()
 
 
 def find_samples(folder: Path, labels: Sequence[str]) -> list[Sample]:
@@ -76,25 +90,60 @@ def evaluate(
     progress: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Predict every sample and compare. Unreadable images are listed, not counted as wrong."""
-    actual: list[int] = []
-    ranked: list[list[int]] = []
-    latencies: list[float] = []
-    unreadable: list[str] = []
+    return evaluate_together(inference, [resolved], samples, progress)[0]
+
+
+def evaluate_together(
+    inference: Inference,
+    versions: Sequence[Resolved],
+    samples: Sequence[Sample],
+    progress: Callable[[], None] = lambda: None,
+) -> list[Evaluation]:
+    """As `evaluate`, each image with all versions in turn: what else the machine does, it does to all of them."""
+    records = [_Record(resolved) for resolved in versions]
     for sample in samples:
-        started = time.perf_counter()
-        try:
-            predicted = _predict(inference, resolved, sample)
-        except (InvalidContent, OSError) as exc:
-            unreadable.append(f"{sample.path}: {exc}")
-        else:
-            latencies.append(time.perf_counter() - started)
-            actual.append(sample.class_index)
-            ranked.append(predicted)
+        for record in records:
+            record.add(inference, sample)
         progress()
-    if not actual:
-        raise InvalidContent(f"none of the {len(samples)} images could be read; the first: {unreadable[0]}")
-    labels = resolved.servable.classification.labels if resolved.servable.classification else ()
-    return _summarise(resolved, labels, actual, ranked, latencies, unreadable)
+    return [record.summarise() for record in records]
+
+
+class _Record:
+    """What one version gave."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        self._resolved = resolved
+        self._actual: list[int] = []
+        self._ranked: list[list[int]] = []
+        self._latencies: list[float] = []
+        self._cpu_seconds = 0.0
+        self._unreadable: list[str] = []
+        self._answered_by: list[int] = []
+
+    def add(self, inference: Inference, sample: Sample) -> None:
+        started, cpu_started = time.perf_counter(), time.process_time()
+        try:
+            predicted, answered_by = _predict(inference, self._resolved, sample)
+        except (InvalidContent, OSError) as exc:
+            self._unreadable.append(f"{sample.path}: {exc}")
+            return
+        self._latencies.append(time.perf_counter() - started)
+        self._cpu_seconds += time.process_time() - cpu_started
+        self._actual.append(sample.class_index)
+        self._ranked.append(predicted)
+        self._answered_by += answered_by
+
+    def summarise(self) -> Evaluation:
+        if not self._actual:
+            raise InvalidContent(
+                f"none of the {len(self._unreadable)} images could be read; the first: {self._unreadable[0]}"
+            )
+        servable = self._resolved.servable
+        labels = servable.classification.labels if servable.classification else ()
+        summary = _summarise(
+            self._resolved, labels, self._actual, self._ranked, self._latencies, self._cpu_seconds, self._unreadable
+        )
+        return replace(summary, steps=_step_uses(servable, self._answered_by))
 
 
 def macro_scores(actual: Array, predicted: Array) -> tuple[float, float, float]:
@@ -109,14 +158,25 @@ def macro_scores(actual: Array, predicted: Array) -> tuple[float, float, float]:
     return float(np.mean(precisions)), float(np.mean(recalls)), float(np.mean(f1s))
 
 
-def _predict(inference: Inference, resolved: Resolved, sample: Sample) -> list[int]:
+def _step_uses(servable: Servable, answered_by: Sequence[int]) -> tuple[StepUse, ...]:
+    if not answered_by or not isinstance(servable, Composed):
+        return ()
+    numbers = np.array(answered_by)
+    return tuple(
+        StepUse(step.model, float(np.mean(numbers >= number)), float(np.mean(numbers == number)))
+        for number, step in enumerate(servable.composition.steps)
+    )
+
+
+def _predict(inference: Inference, resolved: Resolved, sample: Sample) -> tuple[list[int], tuple[int, ...]]:
+    """The best classes, and of a cascade the number of the step that answered."""
     content = Content("image", (sample.path.read_bytes(),))
     answer = inference.predict_now(Call(content, deadline=float("inf"), top_k=5), resolved)
     item = (answer.items or ())[0]
     if isinstance(item, HeadwayError):
         raise item
     assert isinstance(item, Item)
-    return [prediction.index for prediction in item.predictions]
+    return [prediction.index for prediction in item.predictions], answer.answered_by or ()
 
 
 def _summarise(
@@ -125,6 +185,7 @@ def _summarise(
     actual: list[int],
     ranked: list[list[int]],
     latencies: list[float],
+    cpu_seconds: float,
     unreadable: list[str],
 ) -> Evaluation:
     truth, first = np.array(actual), np.array([row[0] for row in ranked])
@@ -144,6 +205,8 @@ def _summarise(
         latency_ms={
             name: round(float(value), 3) for name, value in zip(("p50", "p95", "p99"), percentiles, strict=True)
         },
+        mean_ms=round(float(np.mean(latencies)) * 1e3, 3),
+        mean_cpu_ms=round(cpu_seconds / len(actual) * 1e3, 3),
         confusions=tuple(Confusion(labels[a], labels[p], count) for (a, p), count in wrong.most_common(10)),
     )
 

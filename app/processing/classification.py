@@ -37,12 +37,16 @@ class Classification:
         self.labels = tuple(labels)
         self._activation = activation
 
+    def confidences(self, scores: Array) -> Array:
+        """`scores` ([n, classes]) as probabilities, in float64."""
+        return _activate(scores.astype(np.float64, copy=False), self._activation)
+
     def rank(self, scores: Array, top_k: int) -> list[list[Prediction]]:
         """The `top_k` most confident labels of each row of `scores` ([n, classes]), best first.
 
         Equal scores keep the order of the labels. A score that is not finite ranks last.
         """
-        probabilities = _activate(scores.astype(np.float64, copy=False), self._activation)
+        probabilities = self.confidences(scores)
         if len(self.labels) <= _FEW_CLASSES:
             return [self._rank_few(row, top_k) for row in probabilities.tolist()]
         if 0 < top_k <= _FEW_LABELS:

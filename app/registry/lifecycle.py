@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from app.errors import (
     HeadwayError,
@@ -31,9 +31,11 @@ from app.errors import (
 from app.registry.desired import GONE_SECONDS, Desired, Watch
 from app.registry.loading import load_servable
 from app.registry.manifest import Manifest
+from app.registry.opening import Opener
 from app.registry.quarantine import WorkerQuarantine, describe_quarantine
 from app.registry.release import STABLE, Release
 from app.registry.servable import ContentKind, Servable
+from app.registry.servable import Resolved as Resolved  # what `resolve` gives
 from app.registry.status import ModelStatus, State, VersionStatus, choose_serving
 from app.registry.store import Defaults, Store
 from app.registry.versions import ModelRef, Version, is_version
@@ -42,19 +44,6 @@ logger = logging.getLogger(__name__)
 
 # Between two tries of what can heal by itself; doubled each time up to this.
 _LONGEST_PAUSE_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class Resolved:
-    """The version that answers a call, and the alias that led to it (None for an exact version).
-
-    It keeps the version loaded as long as it is held. `fallback_from` is the alias whose turn it was, where its version
-    is not there and stable answers instead.
-    """
-
-    servable: Servable
-    alias: str | None
-    fallback_from: str | None = None
 
 
 class Registry:
@@ -109,9 +98,14 @@ class Registry:
         self._read_defaults()
         wanted = self._watch.look()
         chosen = set(wanted) if names is None else set(names) & set(wanted)
-        models = {name: self._converge(wanted[name], None, lambda _: None) for name in sorted(chosen)}
         with self._change:
-            self._models = models
+            self._models = {}
+        for name in self._steps_first(sorted(chosen), wanted):
+            self._replace(self._converge(wanted[name], None, lambda _: None))
+        while (waiting := self._find_due_composition(wanted)) is not None:
+            self._replace(self._converge(wanted[waiting], self._models[waiting], lambda _: None))
+        with self._change:
+            self._models = dict(sorted(self._models.items()))
             self._withdrawn = 0
             self._is_loaded = True
         self.withdraw_quarantined()
@@ -135,12 +129,17 @@ class Registry:
             self._replace(status)
             on_change()
 
-        for name, desired in wanted.items():
+        def converge(name: str) -> None:
             before = self._models.get(name)
-            if before is None or before.desired is not desired or any(map(self._is_due, before.versions.values())):
-                with turn():
-                    publish(self._converge(desired, before, publish))
-                retired += _lost(before, self._models[name])
+            with turn():
+                publish(self._converge(wanted[name], before, publish))
+            retired.extend(_lost(before, self._models[name]))
+
+        changed = [name for name, desired in wanted.items() if self._has_changed(desired)]
+        for name in self._steps_first(changed, wanted):
+            converge(name)
+        while (waiting := self._find_due_composition(wanted)) is not None:
+            converge(waiting)
         for name in set(self._models) - set(wanted):
             with self._change:
                 before = self._models[name]
@@ -155,21 +154,7 @@ class Registry:
 
         Raises ModelNotFound and its kin, RegistryError or RuntimeLoadError.
         """
-        if ref.name not in self._store.model_names():
-            names = ", ".join(self._store.model_names()) or "none"
-            raise ModelNotFound(f"there is no model {ref.name!r} in {self._store.root}; it has {names}")
-        alias, version = None, ref.tag
-        if version is None or not is_version(version):
-            release, _ = self._store.release(ref.name)
-            alias = version or STABLE
-            if release is None or alias not in release.aliases:
-                raise VersionNotFound(f"model {ref.name!r} has no alias {alias!r} in {self._store.root}")
-            version = release.aliases[alias].version
-        directory = self._store.root / ref.name / version
-        if not directory.is_dir():
-            found = ", ".join(map(str, self._store.version_names(ref.name))) or "none"
-            raise VersionNotFound(f"model {ref.name!r} has no version {version} in {self._store.root}; it has {found}")
-        return Resolved(load_servable(directory, self._threads), alias)
+        return Opener(self._store, self._threads).open(ref)
 
     def close(self) -> None:
         models, self._models = self._models, {}
@@ -284,12 +269,68 @@ class Registry:
         manifest = self._store.version(name, Version.parse(version)).manifest
         return manifest.content_kind if manifest is not None else None
 
+    def _resolve_step(self, ref: ModelRef, routing_key: bytes | None) -> Resolved:
+        """As `resolve`; also while the first load goes on."""
+        if ref.name not in self._models:
+            raise ModelNotFound(f"there is no model {ref.name!r}; served are {', '.join(self._models) or 'none'}")
+        return self.resolve(ref, routing_key)
+
+    def _has_changed(self, desired: Desired) -> bool:
+        before = self._models.get(desired.name)
+        return before is None or before.desired is not desired or any(map(self._is_due, before.versions.values()))
+
+    def _steps_first(self, names: Iterable[str], wanted: Mapping[str, Desired]) -> list[str]:
+        """Models after those that their compositions name."""
+        levels: dict[str, int] = {}
+
+        def level(name: str) -> int:
+            if name not in levels:
+                levels[name] = 0  # for a circle, which loading tells
+                release = wanted[name].release if name in wanted else None
+                refs = (
+                    [ref for version in release.versions for ref in self._step_refs(name, version)] if release else []
+                )
+                levels[name] = max((1 + level(ref.name) for ref in refs), default=0)
+            return levels[name]
+
+        return sorted(names, key=level)
+
+    def _step_refs(self, name: str, version: str) -> tuple[ModelRef, ...]:
+        """The steps of a composition; none where it is none, or cannot be read."""
+        manifest = self._store.version(name, Version.parse(version)).manifest
+        composition = manifest.composition if manifest is not None else None
+        return tuple(step.ref for step in composition.steps) if composition is not None else ()
+
+    def _find_due_composition(self, wanted: Mapping[str, Desired]) -> str | None:
+        """A model with a composition that failed, of which other versions answer for the steps now than then."""
+        for name, model in self._models.items():
+            versions = model.versions.values()
+            if name in wanted and any(status.steps and self._is_due(status) for status in versions):
+                return name
+        return None
+
+    def _answering_for(self, refs: Iterable[ModelRef]) -> dict[ModelRef, str | None]:
+        """The versions that answer for steps now, None where none does."""
+        found: dict[ModelRef, str | None] = {}
+        for ref in refs:
+            try:
+                servable = self.resolve(ModelRef(ref.name, ref.tag or STABLE)).servable
+            except HeadwayError:
+                found[ref] = None
+            else:
+                found[ref] = f"{servable.name}@{servable.version}"
+        return found
+
     def _is_due(self, status: VersionStatus) -> bool:
         """Whether to load what was not loaded, or failed, before."""
         if status.state is State.UNLOADED:
             return status.label in self._wanted_now
         if status.state is State.FAILED:
-            return time.monotonic() >= status.retry_at or status.fingerprint != self._fingerprint(status)
+            return (
+                time.monotonic() >= status.retry_at
+                or status.fingerprint != self._fingerprint(status)
+                or (bool(status.steps) and status.steps != self._answering_for(status.steps))
+            )
         return status.state is State.LOADING
 
     def _converge(
@@ -337,10 +378,17 @@ class Registry:
     def _try_version(self, before: VersionStatus) -> VersionStatus:
         started = time.monotonic()
         # Taken first: what changes while it is read is tried again.
-        failed = replace(before, state=State.FAILED, fingerprint=self._fingerprint(before), retry_at=math.inf)
+        failed = replace(
+            before,
+            state=State.FAILED,
+            fingerprint=self._fingerprint(before),
+            steps=self._answering_for(self._step_refs(before.name, before.version)),
+            retry_at=math.inf,
+        )
         try:
             directory = self._store.root / before.name / before.version
-            servable = load_servable(directory, self._threads, self._available_bytes())
+            steps = (self._store, self._resolve_step)
+            servable = load_servable(directory, self._threads, self._available_bytes(), steps)
         except (InsufficientMemory, OSError) as exc:
             pause = min(max(1.0, 2 * before.pause_seconds), _LONGEST_PAUSE_SECONDS)
             logger.error("%s cannot be served, tried again in %.0f s: %s", before.label, pause, exc)

@@ -11,27 +11,34 @@ import numpy as np
 from PIL import Image
 
 from app.errors import InsufficientMemory, RegistryError, RunFailed
+from app.registry.composed import Composed, ResolveStep
 from app.registry.golden import run_golden_tests
 from app.registry.manifest import Manifest, read_manifest
 from app.registry.servable import Servable
-from app.registry.store import verify_files
+from app.registry.step_graph import check_steps
+from app.registry.store import Store, verify_files
 from app.runtimes.base import Runtime
 from app.runtimes.onnx import OnnxRuntime
 from app.runtimes.pool import RuntimePool
+from app.runtimes.tflite import TfliteRuntime
 from app.tensors import NUMPY_DTYPES, Array
 
 # Whether a model is run in the event loop hangs on this figure, and one run of so little is mostly noise.
 _QUICK_SECONDS = 0.002
 _MORE_RUNS = 5
 
-_RUNTIMES: Mapping[str, Callable[[Path, int], Runtime]] = {"onnx": OnnxRuntime}
 
-
-def load_servable(directory: Path, threads: int, available_bytes: int | None = None) -> Servable:
+def load_servable(
+    directory: Path,
+    threads: int,
+    available_bytes: int | None = None,
+    steps: tuple[Store, ResolveStep] | None = None,
+) -> Servable:
     """Load one version ready to run: every check of the lifecycle, warm-up among them.
 
-    Raises RegistryError or RuntimeLoadError with the file, the field and the fix, and InsufficientMemory where it
-    needs more than `available_bytes`.
+    `steps`: where a composition finds the versions that it names, and who answers for them. Raises RegistryError or
+    RuntimeLoadError with the file, the field and the fix, StepNotReady where a step cannot answer, and
+    InsufficientMemory where it needs more than `available_bytes`.
     """
     manifest = read_manifest(directory)
     verify_files(directory, manifest.files)
@@ -41,6 +48,8 @@ def load_servable(directory: Path, threads: int, available_bytes: int | None = N
             f"{directory}: needs about {needed / 1e6:.0f} MB of memory, and {available_bytes / 1e6:.0f} MB are free; "
             "release fewer versions at one time, or give the server more"
         )
+    if manifest.composition is not None:
+        return _load_composed(manifest, directory, steps)
     runtime = _open_runtime(manifest, directory / manifest.model_file, threads)
     try:
         servable = Servable(manifest, directory, runtime)
@@ -53,11 +62,37 @@ def load_servable(directory: Path, threads: int, available_bytes: int | None = N
     return servable
 
 
+def _load_composed(manifest: Manifest, directory: Path, steps: tuple[Store, ResolveStep] | None) -> Servable:
+    if steps is None:
+        raise RegistryError(f"{directory / 'model.yaml'}: names other versions, so it is loaded with its registry only")
+    store, resolve_step = steps
+    check_steps(store, manifest)
+    servable = Composed(manifest, directory, resolve_step)
+    _warm_up(servable)
+    run_golden_tests(servable)
+    return servable
+
+
 def _open_runtime(manifest: Manifest, path: Path, threads: int) -> Runtime:
-    runtime = _RUNTIMES[manifest.runtime]
+    open_one = _RUNTIMES[manifest.runtime]
     if manifest.limits.instances is None:
-        return runtime(path, threads)
-    return RuntimePool([runtime(path, threads) for _ in range(manifest.limits.instances)])
+        return open_one(manifest, path, threads)
+    return RuntimePool([open_one(manifest, path, threads) for _ in range(manifest.limits.instances)])
+
+
+def _open_onnx(_: Manifest, path: Path, threads: int) -> Runtime:
+    return OnnxRuntime(path, threads)
+
+
+def _open_tflite(manifest: Manifest, path: Path, threads: int) -> Runtime:
+    inputs, outputs = (
+        [spec.name for spec in specs if spec.datatype == "FP32"]
+        for specs in (manifest.input_specs, manifest.output_specs)
+    )
+    return TfliteRuntime(path, threads, inputs, outputs)
+
+
+_RUNTIMES: Mapping[str, Callable[[Manifest, Path, int], Runtime]] = {"onnx": _open_onnx, "tflite": _open_tflite}
 
 
 def _warm_up(servable: Servable) -> None:
@@ -76,12 +111,12 @@ def _warm_up(servable: Servable) -> None:
 def _try_run(servable: Servable, photo: bytes | None) -> float:
     """One run of the whole path; returns what it took in seconds."""
     started = time.monotonic()
-    if photo is not None:
-        tensors = servable.prepare("image", photo)
-    else:
-        tensors = {spec.name: _zeros(spec.datatype, spec.shape) for spec in servable.manifest.input_specs}
     try:
-        outputs = servable.run(tensors)
+        if photo is not None:
+            outputs = servable.run_item("image", photo)
+        else:
+            specs = servable.manifest.input_specs
+            outputs = servable.run({spec.name: _zeros(spec.datatype, spec.shape) for spec in specs})
     except RunFailed as exc:
         path = servable.directory / servable.manifest.model_file
         raise RegistryError(f"{path}: fails on a trial run, so it cannot serve: {exc}") from exc

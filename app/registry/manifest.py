@@ -14,12 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from app.errors import RegistryError
 from app.processing.image import ImageProcessing
 from app.processing.tensor import TensorProcessing
+from app.registry.steps import Composition
 from app.registry.versions import MODEL_NAME, Version
 from app.registry.yaml import read_yaml
 from app.tensors import Datatype, TensorSpec
 
 SCHEMA = 1
-MODEL_FILES = {"onnx": "model.onnx"}
+MODEL_FILES = {"onnx": "model.onnx", "tflite": "model.tflite"}
+COMPOSITION = "composition"
 Task = Literal["image-classification", "text-classification", "tabular-classification", "regression", "tensor"]
 _SHA256 = r"[0-9a-f]{64}"
 
@@ -131,7 +133,8 @@ class Manifest(_Section):
     version: str
     serial: int | None = Field(default=None, ge=1)
     task: Task
-    runtime: Literal["onnx"]
+    runtime: Literal["onnx", "tflite", "composition"]
+    composition: Composition | None = None
     files: dict[str, FileEntry] = Field(min_length=1)
     inputs: tuple[TensorEntry, ...] = Field(min_length=1)
     outputs: tuple[TensorEntry, ...] = Field(min_length=1)
@@ -182,7 +185,7 @@ class Manifest(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        needed = [MODEL_FILES[self.runtime]]
+        needed = [] if self.runtime == COMPOSITION else [self.model_file]
         if isinstance(self.answer, ClassificationAnswer):
             needed.append(self.answer.labels)
         if self.golden:
@@ -196,11 +199,31 @@ class Manifest(_Section):
                 raise ValueError(f"answer.output is {self.answer.output!r}, but the outputs are {', '.join(outputs)}")
         if self.processing.type == "image" and len(self.inputs) != 1:
             raise ValueError("processing of type image needs exactly one input")
+        self._check_composition()
         return self
+
+    def _check_composition(self) -> None:
+        """A composition says what its callers send and get, as any version; how it runs is the matter of its steps."""
+        if (self.runtime == COMPOSITION) != (self.composition is not None):
+            raise ValueError("runtime: composition and the section composition go together; write both, or neither")
+        if self.composition is None:
+            return
+        if not isinstance(self.answer, ClassificationAnswer) or self.answer.activation != "none":
+            raise ValueError(
+                "a composition answers {type: classification, activation: none}: it combines confidences of classifiers"
+            )
+        if self.batch != Batch() or self.limits.instances is not None:
+            raise ValueError("a composition takes no batch and no limits.instances; those of its steps hold")
+        shape, dtype = self.outputs[0].shape, self.outputs[0].datatype
+        if len(self.outputs) != 1 or len(shape) != 2 or shape[0] != -1 or dtype not in ("FP32", "FP64"):
+            raise ValueError("a composition has one output, FP32 or FP64 of the shape [-1, number of labels]")
+        if any(entry.shape[:1] != (-1,) or not entry.batched for entry in self.inputs):
+            raise ValueError("the inputs of a composition have a free first size (-1): its rows")
 
     @property
     def model_file(self) -> str:
-        return MODEL_FILES[self.runtime]
+        """The file that is the model; of a composition model.yaml itself."""
+        return MODEL_FILES.get(self.runtime, "model.yaml")
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:

@@ -22,7 +22,7 @@ from app.tensors import Array, Tensors
 ContentKind = Literal["image", "tensor"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Content:
     """What a caller sends before processing.
 
@@ -35,12 +35,25 @@ class Content:
     items: tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Item:
     """The answer to one row: labels for a classifier, a value for a regression, neither for plain tensors."""
 
     predictions: tuple[Prediction, ...] = ()
     value: float | None = None
+
+
+@dataclass(slots=True)
+class Resolved:
+    """The version that answers a call, and the alias that led to it (None for an exact version).
+
+    It keeps the version loaded as long as it is held. `fallback_from` is the alias whose turn it was, where its version
+    is not there and stable answers instead.
+    """
+
+    servable: Servable
+    alias: str | None
+    fallback_from: str | None = None
 
 
 class Servable:
@@ -79,6 +92,10 @@ class Servable:
         if self._images is not None:
             return {self._image_input: self._images.prepare(item)}
         return tensors_from_json(item, self.input_specs)
+
+    def run_item(self, kind: ContentKind, item: Any) -> Tensors:
+        """`prepare` and `run` of one item."""
+        return self.run(self.prepare(kind, item))
 
     def check(self, tensors: Tensors) -> None:
         check_tensors(tensors, self.input_specs)

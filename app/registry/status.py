@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from app.registry.desired import Desired
 from app.registry.release import Release
 from app.registry.servable import ContentKind, Servable
+from app.registry.versions import ModelRef
 
 
 class State(enum.StrEnum):
@@ -25,7 +26,8 @@ class VersionStatus:
     """One version in this process. `load_seconds` is the time from digests to warm.
 
     `kind` is None where it could not be read. A version that failed is tried again when its files change, of which
-    `fingerprint` is, and where it can heal by itself at `retry_at` (time.monotonic()), after `pause_seconds`.
+    `fingerprint` is, and where it can heal by itself at `retry_at` (time.monotonic()), after `pause_seconds`; a
+    composition also when another version (or None) answers for one of its steps than for `steps` when it was tried.
     """
 
     name: str
@@ -38,6 +40,7 @@ class VersionStatus:
     fingerprint: str = ""
     retry_at: float = math.inf
     pause_seconds: float = 0.0
+    steps: Mapping[ModelRef, str | None] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -14,11 +14,11 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from app.engine.inference import Inference
 from app.errors import InvalidContent
-from app.optimize.evaluate import Confusion, Evaluation, Sample, evaluate, find_samples, macro_scores
+from app.optimize.evaluate import Confusion, Evaluation, Sample, StepUse, evaluate, find_samples, macro_scores
 from app.registry.lifecycle import Registry
 from app.registry.store import Store
 from app.registry.versions import ModelRef
-from tests.fixtures_models import COLOUR_LABELS, write_model
+from tests.fixtures_models import COLOUR_LABELS, write_composition, write_model
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -117,6 +117,27 @@ def test_evaluate_by_hand(tmp_path: Path) -> None:
     assert set(result.confusions) == {Confusion("green", "red", 1), Confusion("blue", "green", 1)}
     assert [Path(line.partition(": ")[0]).name for line in result.unreadable] == ["broken.png", "missing.png"]
     assert 0 < result.latency_ms["p50"] <= result.latency_ms["p95"] <= result.latency_ms["p99"]
+
+
+def test_evaluate_a_cascade_by_hand(tmp_path: Path) -> None:
+    """The first step is sure of the reddest red only."""
+    root = tmp_path / "models"
+    write_model(root, "colour", kind="colour")
+    steps = [{"model": "colour", "confidence": 1.0}, "colour@stable"]
+    write_composition(root, "steps", "cascade", steps, kind="colour")
+    samples = []
+    for number, (value, actual) in enumerate([(255, 0), (255, 0), (255, 1), (200, 0)]):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (6, 5), (value, 0, 0)).save(path)
+        samples.append(Sample(path, actual))
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    registry = Registry(Store(root))
+    result = evaluate(
+        Inference(registry), registry.open(ModelRef("steps")), [*samples, Sample(tmp_path / "broken.png", 0)]
+    )
+    assert (result.n, result.top1) == (4, 0.75)
+    assert result.steps == (StepUse("colour", 1.0, 0.75), StepUse("colour@stable", 0.25, 0.25))
+    assert 0 < result.mean_ms < result.latency_ms["p99"] * 2
 
 
 def test_evaluate_of_nothing_readable(tmp_path: Path) -> None:
