@@ -49,4 +49,4 @@ recipes: ## an environment for recipes/, in .venv-recipes
 	@PYTHON=$(PYTHON) VENV=.venv-recipes scripts/setup.sh recipes
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-recipes .venv-peers .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-recipes .venv-conversion .venv-peers .mypy_cache .ruff_cache .pytest_cache
