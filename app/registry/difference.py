@@ -74,7 +74,7 @@ def compare(old: Content, new: Content) -> list[Change]:
         ("signature", _signature(before), _signature(after), Bump.MAJOR),
         ("labels", _numbered(old.labels), _numbered(new.labels), Bump.MAJOR),
         ("files", _model_files(before, model=True), _model_files(after, model=True), Bump.MINOR),
-        ("composition", _flat(before.composition), _flat(after.composition), Bump.MINOR),
+        ("composition", _composition(before), _composition(after), Bump.MINOR),
         ("processing", _flat(before.processing, "type"), _flat(after.processing, "type"), Bump.PATCH),
         ("answer", _flat(before.answer, *_IN_SIGNATURE), _flat(after.answer, *_IN_SIGNATURE), Bump.PATCH),
         *(
@@ -157,6 +157,15 @@ def _model_files(manifest: Manifest, *, model: bool) -> dict[str, str]:
         for name, entry in manifest.files.items()
         if model == (name not in named and "/" not in name)
     }
+
+
+def _composition(manifest: Manifest) -> dict[str, str]:
+    """How it combines, and each step."""
+    if manifest.composition is None:
+        return {}
+    steps = [step.model_dump(mode="json", exclude_none=True) for step in manifest.composition.steps]
+    numbered = {f"steps[{number}]": step for number, step in enumerate(steps)}
+    return dict(_leaves({"type": manifest.composition.type, **numbered}, ""))
 
 
 def _evaluation(manifest: Manifest) -> dict[str, str]:

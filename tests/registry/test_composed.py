@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from app.errors import HeadwayError, ModelFailed, RegistryError
+from app.registry.difference import Bump, compare, needed_bump
+from app.registry.difference import Content as VersionContent
 from app.registry.lifecycle import Registry
 from app.registry.manifest import read_manifest
 from app.registry.status import State
@@ -347,3 +349,14 @@ def test_open_says_which_step_is_missing(root: Path) -> None:
     assert str(caught.value).startswith(
         f"{directory / 'model.yaml'}: composition.steps[1]: nowhere@1.0.0 cannot answer"
     )
+
+
+def test_difference_between_two_compositions(root: Path) -> None:
+    old = write_composition(root, "m", "average", ["plain", {"model": "other", "weight": 2}])
+    new = write_composition(root, "m", "vote", ["plain", {"model": "other@stable", "weight": 2}], "1.1.0")
+    changes = compare(*(VersionContent.read(path, read_manifest(path)) for path in (old, new)))
+    assert [str(change) for change in changes] == [
+        "composition: type was average and is vote",
+        "composition: steps[1].model was other and is other@stable",
+    ]
+    assert needed_bump(changes) is Bump.MINOR
