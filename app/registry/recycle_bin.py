@@ -15,6 +15,7 @@ from app.registry.manifest import read_manifest
 from app.registry.placement import place_model
 from app.registry.release import STABLE
 from app.registry.store import Store, verify_files
+from app.registry.versions import MODEL_NAME, is_version
 
 BIN_DAYS = 30.0
 
@@ -65,7 +66,8 @@ class RecycleBin:
         `force`: also the one that serves because there is no release.yaml, never one that release.yaml names.
         """
         directory = self._root / name / version
-        if not directory.is_dir():
+        # A name from outside must not lead out of the registry.
+        if not MODEL_NAME.fullmatch(name) or not is_version(version) or not directory.is_dir():
             raise self._not_found(name, version)
         releases = self._store.release_path(name).parent
         with writing(self._root), changing(releases):

@@ -602,3 +602,13 @@ def test_changes_of_threads_take_turns(intake: Intake, outside: Path) -> None:
     assert failures == []
     assert [str(version) for version in intake.store.version_names("scores")] == ["1.0.0", "1.1.0"]
     assert intake.bin.entries() == []
+
+
+@pytest.mark.parametrize(("name", "version"), [("..", "beside"), (".", "scores"), ("scores", ".."), ("scores", "x")])
+def test_remove_never_leaves_the_registry(intake: Intake, root: Path, name: str, version: str) -> None:
+    (root.parent / "beside").mkdir(exist_ok=True)
+    (root / "scores" / "x").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(VersionNotFound):
+        intake.remove(name, version, force=True)
+    assert (root.parent / "beside").is_dir()
+    assert (root / "scores" / "x").is_dir()
