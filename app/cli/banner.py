@@ -53,9 +53,10 @@ class Banner:
         except (OSError, ValueError, http.client.HTTPException):
             return ["  [dim]GET /models lists what is served[/]"]
         lines = []
+        width = max((len(model["name"]) for model in listed["models"]), default=0) + 1
         for model in listed["models"]:
             versions = ", ".join(_describe(model, version) for version in model["versions"])
-            lines.append(f"  {model['name']:<24} {versions or '[red]' + escape(model.get('error', '')) + '[/]'}")
+            lines.append(f"  {model['name']:<{width}} {versions or '[red]' + escape(model.get('error', '')) + '[/]'}")
         return lines or ["  [yellow]no models: the registry directory is empty[/]"]
 
     def _get_models(self, base: str) -> dict[str, Any]:
