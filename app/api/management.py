@@ -26,7 +26,6 @@ from app.api.release_schemas import (
     UpdateRead,
     VersionMoved,
     VersionState,
-    describe_release,
 )
 from app.api.schemas import ErrorResponse
 from app.api.upload import Upload
@@ -205,7 +204,7 @@ class ManagementApi:
         states = await self._wait(current, wait_seconds)
         response.headers["etag"] = f'"{current.digest}"'
         return ReleaseRead(
-            **describe_release(current),
+            **current.describe(),
             has_converged=bool(states) and has_converged(states, current.model, _digest(current)),
             versions={
                 version: VersionState(**entry) for version, entry in merge_versions(states, current.model).items()

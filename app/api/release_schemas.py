@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from app.registry.changes import AlsoServe, Change, Drop, Promote, Replace, Rollback, SetAlias, SetShadow
-from app.registry.editor import CurrentRelease, Note
+from app.registry.editor import Note
 from app.registry.release import CANARY, STABLE, AliasEntry, Load, Shadow
 
 DEFAULT_BY = "management API"
@@ -160,16 +160,6 @@ class ReleaseRead(BaseModel):
     release: dict[str, Any] | None
     has_converged: bool = Field(description="Whether every worker of this machine serves what the release asks for.")
     versions: dict[str, VersionState] = Field(description="What the workers of this machine have loaded.")
-
-
-def describe_release(current: CurrentRelease) -> dict[str, Any]:
-    release = current.release
-    return {
-        "model": current.model,
-        "is_explicit": current.is_explicit,
-        "digest": current.digest,
-        "release": release.model_dump(mode="json", by_alias=True, exclude_none=True) if release is not None else None,
-    }
 
 
 class UpdateOptions(_Asked):

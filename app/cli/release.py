@@ -39,7 +39,7 @@ def status(
     with failing_cleanly():
         names = [_name(model)] if model is not None else editor.list_models()
         found = [editor.read(name) for name in names]
-    data = [describe(current) for current in found]
+    data = [current.describe() for current in found]
     if model is not None:
         emit(as_json, data[0], lambda: Group(_table(found), "", _history_table(found[0].release)))
     else:
@@ -141,7 +141,7 @@ def _change(
     editor = _editor(models)
     with failing_cleanly():
         current = editor.change(_name(name), change, Note(by or user_name(), why), unverified=unverified)
-    emit(as_json, describe(current), lambda: Text(_sentence(current)))
+    emit(as_json, current.describe(), lambda: Text(_sentence(current)))
 
 
 def _editor(models: Any) -> ReleaseEditor:
@@ -164,17 +164,6 @@ def _name(text: str) -> str:
     if not MODEL_NAME.fullmatch(text):
         raise InvalidContent(f"{text!r}: write the model's name alone, as digits")
     return text
-
-
-def describe(current: CurrentRelease) -> dict[str, Any]:
-    """For programs: the release as it stands in the file, and the digest that tells whether it has changed."""
-    release = current.release
-    return {
-        "model": current.model,
-        "is_explicit": current.is_explicit,
-        "digest": current.digest,
-        "release": release.model_dump(mode="json", by_alias=True, exclude_none=True) if release is not None else None,
-    }
 
 
 def _sentence(current: CurrentRelease) -> str:

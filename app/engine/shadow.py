@@ -58,7 +58,7 @@ class Shadow:
         self._predict_now = predict_now
         self._is_idle = is_idle
         self._metrics = metrics
-        self._copies: queue.Queue[_Copy | None] = queue.Queue(QUEUE_LENGTH)
+        self._copies: queue.Queue[_Copy] = queue.Queue(QUEUE_LENGTH)
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -85,8 +85,6 @@ class Shadow:
                 copy = self._copies.get(timeout=0.5)
             except queue.Empty:
                 continue
-            if copy is None:
-                return
             while not self._is_idle() and not self._closing.is_set():
                 time.sleep(_LOOK_SECONDS)
             if not self._closing.is_set():

@@ -7,6 +7,7 @@ import getpass
 import logging
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from app.errors import (
     InvalidRelease,
@@ -74,6 +75,18 @@ class CurrentRelease:
     @property
     def is_explicit(self) -> bool:
         return self.digest != IMPLICIT
+
+    def describe(self) -> dict[str, Any]:
+        """For programs: the release as it stands in the file, and the digest that tells whether it has changed."""
+        release = self.release
+        return {
+            "model": self.model,
+            "is_explicit": self.is_explicit,
+            "digest": self.digest,
+            "release": release.model_dump(mode="json", by_alias=True, exclude_none=True)
+            if release is not None
+            else None,
+        }
 
 
 class ReleaseEditor:

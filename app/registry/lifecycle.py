@@ -215,14 +215,14 @@ class Registry:
         assert model.release is not None
         alias = model.release.route(model.name, routing_key)
         if alias != STABLE and alias not in model.serving:
-            return replace(self._answering(model, STABLE, STABLE), fallback_from=alias)
-        return self._answering(model, alias, alias)
+            return replace(self._answering(model, STABLE), fallback_from=alias)
+        return self._answering(model, alias)
 
     def _address(self, model: ModelStatus, tag: str) -> Resolved:
         """An alias or a version that the caller names always wins."""
         assert model.release is not None
         if tag in model.release.aliases:
-            return self._answering(model, tag, tag)
+            return self._answering(model, tag)
         if tag in model.release.versions:
             return self._servable(model, tag, None)
         served = ", ".join([*model.release.aliases, *model.release.versions])
@@ -234,9 +234,9 @@ class Registry:
             )
         raise VersionNotFound(f"model {model.name!r} has no version {tag}; it has {served}")
 
-    def _answering(self, model: ModelStatus, alias: str, shown: str) -> Resolved:
+    def _answering(self, model: ModelStatus, alias: str) -> Resolved:
         assert model.release is not None
-        return self._servable(model, model.serving.get(alias, model.release.aliases[alias].version), shown)
+        return self._servable(model, model.serving.get(alias, model.release.aliases[alias].version), alias)
 
     def _servable(self, model: ModelStatus, version: str, alias: str | None) -> Resolved:
         status = model.versions[version]
