@@ -53,7 +53,7 @@ class SetAlias:
         version = _resolve(release, self.version)
         aliases = {**release.aliases, self.alias: {"version": version, "weight": self.weight}}
         share = "" if self.weight is None else f" at {self.weight:g} %"
-        return Draft(_amend(release, aliases=aliases), f"{self.alias} is {version}{share}")
+        return Draft(amend(release, aliases=aliases), f"{self.alias} is {version}{share}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class SetShadow:
     def apply(self, release: Release) -> Draft:
         version = _resolve(release, self.version)
         shadow = {"version": version, "share": self.share}
-        return Draft(_amend(release, shadow=shadow), f"shadow {version} at {self.share:g} %")
+        return Draft(amend(release, shadow=shadow), f"shadow {version} at {self.share:g} %")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class AlsoServe:
     def apply(self, release: Release) -> Draft:
         version = _resolve(release, self.version)
         versions = dict.fromkeys([*release.also_serve, version])
-        return Draft(_amend(release, also_serve=tuple(versions)), f"also serve {version}")
+        return Draft(amend(release, also_serve=tuple(versions)), f"also serve {version}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +105,11 @@ class Drop:
             raise InvalidRelease("stable cannot be dropped, it serves; promote another version instead")
         if self.name in release.aliases:
             aliases = {alias: entry for alias, entry in release.aliases.items() if alias != self.name}
-            return Draft(_amend(release, aliases=aliases), why)
+            return Draft(amend(release, aliases=aliases), why)
         if self.name == SHADOW and release.shadow is not None:
-            return Draft(_amend(release, shadow=None), why)
+            return Draft(amend(release, shadow=None), why)
         if self.name in release.also_serve:
-            return Draft(_amend(release, also_serve=tuple(one for one in release.also_serve if one != self.name)), why)
+            return Draft(amend(release, also_serve=tuple(one for one in release.also_serve if one != self.name)), why)
         names = [*release.aliases, *([SHADOW] if release.shadow else []), *release.also_serve]
         raise InvalidRelease(f"there is no {self.name!r} to drop; the release has {', '.join(names)}")
 
@@ -133,7 +133,7 @@ class Promote:
         }
         aliases[STABLE] = AliasEntry(version=version)
         shadow = release.shadow if release.shadow is None or release.shadow.version != version else None
-        return Draft(_amend(release, aliases=aliases, shadow=shadow), f"promote {version}")
+        return Draft(amend(release, aliases=aliases, shadow=shadow), f"promote {version}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class Rollback:
     def apply(self, release: Release) -> Draft:
         entry = self._find(release)
         why = f"rollback of {release.revision}"
-        return Draft(_amend(release, aliases=entry.aliases), why, restores=entry.revision)
+        return Draft(amend(release, aliases=entry.aliases), why, restores=entry.revision)
 
     def _find(self, release: Release) -> HistoryEntry:
         if self.to is None:
@@ -185,7 +185,7 @@ class Replace:
         return (*(entry.version for entry in self.aliases.values()), *shadow, *self.also_serve)
 
     def apply(self, release: Release) -> Draft:
-        wanted = _amend(
+        wanted = amend(
             release, aliases=dict(self.aliases), shadow=self.shadow, also_serve=self.also_serve, load=self.load
         )
         return Draft(wanted, "set the whole release")
@@ -215,7 +215,8 @@ def _resolve(release: Release, version: str) -> str:
     return version
 
 
-def _amend(release: Release, **sections: Any) -> Release:
+def amend(release: Release, **sections: Any) -> Release:
+    """Raises InvalidRelease where the outcome is no release."""
     content = {**dict(release), "schema": release.schema_, **sections}
     content.pop("schema_")
     try:

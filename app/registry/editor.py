@@ -6,7 +6,7 @@ import datetime
 import getpass
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.errors import (
@@ -15,10 +15,11 @@ from app.errors import (
     RegistryError,
     RegistryReadOnly,
     ReleaseConflict,
+    VersionInUse,
     VersionNotFound,
     VersionUnverified,
 )
-from app.registry.changes import Change, Draft
+from app.registry.changes import Change, Draft, Replace, amend
 from app.registry.locking import changing, writing
 from app.registry.release import (
     HISTORY_LENGTH,
@@ -31,6 +32,7 @@ from app.registry.release import (
     implicit_release,
 )
 from app.registry.release_file import FileCalls, render_release, replace_release
+from app.registry.step_graph import list_step_users
 from app.registry.store import Store, digest_of
 from app.registry.versions import Version
 
@@ -118,7 +120,7 @@ class ReleaseEditor:
 
         `seen` is the digest that the caller decided on: if it is no longer that, nothing is done and ReleaseConflict is
         raised. `unverified` lets a version without golden requests become stable. Raises InvalidRelease, ModelNotFound,
-        VersionNotFound, VersionUnverified, RegistryBusy, RegistryReadOnly, RegistryFull or RegistryError.
+        VersionNotFound, VersionInUse, VersionUnverified, RegistryBusy, RegistryReadOnly, RegistryFull or RegistryError.
         """
         self._check_model(model)
         note = _clean(note or Note())
@@ -141,7 +143,7 @@ class ReleaseEditor:
             known = frozenset[tuple[str, str]]()
         else:
             known = _list_entries(base)
-        draft = change.apply(base)
+        draft = self._keep_steps(model, base, change.apply(base), may_add=not isinstance(change, Replace))
         for _, version in sorted(_list_entries(draft.release) - known):
             self._check_version(model, version)
         stable = draft.release.aliases[STABLE].version
@@ -150,6 +152,27 @@ class ReleaseEditor:
         if stable != base.aliases[STABLE].version and draft.restores is None and not unverified:
             self._check_verified(model, stable)
         return self._write(model, base, draft, note)
+
+    def _keep_steps(self, model: str, base: Release, draft: Draft, *, may_add: bool) -> Draft:
+        """What a served composition names stays served: by its number, where it loses its place as if by the way."""
+        release = draft.release
+        lost_aliases = set(base.aliases) - set(release.aliases)
+        lost_versions = set(base.versions) - set(release.versions)
+        if not lost_aliases and not lost_versions:
+            return draft
+        users = list_step_users(self._store, model)
+        kept = sorted(lost_versions & users.keys())
+        for name in [*sorted(lost_aliases & users.keys()), *kept]:
+            if name in lost_aliases or name in base.also_serve or not may_add:
+                raise VersionInUse(
+                    f"{model}@{name} is a step of {users[name]}, which is served; release another version of that first"
+                )
+        if not kept:
+            return draft
+        release = amend(release, also_serve=(*release.also_serve, *kept))
+        return replace(
+            draft, release=release, why=f"{draft.why}; {', '.join(kept)} stays as a step of {users[kept[0]]}"
+        )
 
     def _write(self, model: str, base: Release, draft: Draft, note: Note) -> CurrentRelease:
         path = self._store.release_path(model)

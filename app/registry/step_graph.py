@@ -1,4 +1,4 @@
-"""Compositions that name compositions: no circles, and no more levels than can be followed."""
+"""What compositions name: no circles, no levels without end, nothing that is taken from under them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ def check_steps(store: Store, manifest: Manifest) -> None:
     What cannot be found or read is left to whoever loads it.
     """
     _follow(store, manifest, ())
+
+
+def list_step_users(store: Store, model: str) -> dict[str, str]:
+    """The versions and aliases of a model that compositions name which are served, each with one of those."""
+    users: dict[str, str] = {}
+    for name in store.model_names():
+        try:
+            release, _ = store.release(name)
+        except (RegistryError, OSError):
+            continue
+        for text in release.versions if release is not None else ():
+            manifest = store.version(name, Version.parse(text)).manifest
+            if manifest is not None and manifest.composition is not None:
+                refs = [step.ref for step in manifest.composition.steps]
+                users |= {ref.tag: f"{name}@{text}" for ref in refs if ref.name == model and ref.tag}
+    return users
 
 
 def _follow(store: Store, manifest: Manifest, trail: tuple[str, ...]) -> None:

@@ -22,15 +22,16 @@ from app.errors import (
     RegistryFull,
     RegistryReadOnly,
     ReleaseConflict,
+    VersionInUse,
     VersionNotFound,
     VersionUnverified,
 )
-from app.registry.changes import Drop, Promote, Rollback, SetAlias, SetShadow
+from app.registry.changes import AlsoServe, Change, Drop, Promote, Replace, Rollback, SetAlias, SetShadow
 from app.registry.editor import IMPLICIT, Note, ReleaseEditor
-from app.registry.release import HISTORY_LENGTH, Release
+from app.registry.release import HISTORY_LENGTH, AliasEntry, Release
 from app.registry.release_file import FileCalls, render_release
 from app.registry.store import Store, digest_of
-from tests.fixtures_models import GOLDEN, write_model, write_release
+from tests.fixtures_models import GOLDEN, write_composition, write_model, write_release
 from tests.running import ROOT
 
 PATIENCE_SECONDS = 120.0
@@ -201,6 +202,47 @@ def test_version_without_golden_requests_becomes_stable_only_if_told(editor: Rel
     release = editor.change("m", Rollback()).release
     assert release is not None
     assert release.aliases["stable"].version == "3.0.0"
+
+
+@pytest.fixture
+def with_steps(editor: ReleaseEditor, root: Path) -> ReleaseEditor:
+    """`both` is served, and names version 1.0.0 of m and its alias canary."""
+    editor.change("m", SetAlias("canary", "2.0.0"))
+    write_composition(root, "both", "average", ("m@1.0.0", "m@canary"))
+    return editor
+
+
+def test_what_a_composition_names_stays_served(with_steps: ReleaseEditor) -> None:
+    promoted = with_steps.change("m", SetAlias("stable", "2.0.0")).release
+    assert promoted is not None
+    assert promoted.changed is not None
+    assert promoted.versions == ("2.0.0", "1.0.0")
+    assert promoted.also_serve == ("1.0.0",)
+    assert promoted.changed.why == "stable is 2.0.0; 1.0.0 stays as a step of both@1.0.0"
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (Drop("1.0.0"), "1.0.0"),
+        (Drop("canary"), "canary"),
+        (Rollback(to=1), "canary"),
+        (Promote("canary"), "canary"),
+        (Replace({"stable": AliasEntry(version="2.0.0"), "canary": AliasEntry(version="2.0.0")}), "1.0.0"),
+    ],
+)
+def test_what_a_composition_names_is_not_taken_away(with_steps: ReleaseEditor, change: Change, name: str) -> None:
+    with_steps.change("m", AlsoServe("1.0.0"))
+    if not isinstance(change, Promote):
+        with_steps.change("m", SetAlias("stable", "2.0.0"))
+    with pytest.raises(VersionInUse, match=rf"m@{name} is a step of both@1\.0\.0, which is served"):
+        with_steps.change("m", change)
+
+
+def test_steps_of_what_is_not_served_are_free(with_steps: ReleaseEditor, root: Path) -> None:
+    write_composition(root, "both", "average", ("m", "m@stable"), "2.0.0")
+    with_steps.change("both", Promote("2.0.0"), unverified=True)
+    with_steps.change("m", Drop("canary"))
 
 
 def test_unknown_model(editor: ReleaseEditor, root: Path) -> None:
