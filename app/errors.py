@@ -270,14 +270,14 @@ class Overloaded(Unavailable):
     """`wait_seconds` is the estimate of what waits.
 
     One in eight closes its connection, so that a caller who stays is dealt anew, maybe to a worker with less to do. To
-    close each costs more than the refusal.
+    close each costs more than the refusal; where that is what the time is spent on (`may_close`), none does.
     """
 
     code = "overloaded"
 
-    def __init__(self, message: str, wait_seconds: float = 0.0) -> None:
+    def __init__(self, message: str, wait_seconds: float = 0.0, *, may_close: bool = True) -> None:
         super().__init__(message)
-        if random.random() < _MOVED_SHARE:
+        if may_close and random.random() < _MOVED_SHARE:
             self.headers = (("connection", "close"),)
         self.retry_after_seconds = max(1, math.ceil(wait_seconds))
 

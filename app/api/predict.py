@@ -6,6 +6,7 @@ The route reads the raw body and validates bytes: a pydantic body parameter cost
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -25,7 +26,7 @@ from app.api.peek import peek_json, peek_query
 from app.engine.call import Answer, Call
 from app.engine.inference import Inference
 from app.engine.lane import Priority
-from app.errors import DeadlineExceeded, HeadwayError, MalformedRequest, ModelNotReady, ModelRequired
+from app.errors import HeadwayError, MalformedRequest, ModelNotReady, ModelRequired, Overloaded
 from app.metrics import Metrics
 from app.processing.tensor import tensors_to_json
 from app.registry.lifecycle import Resolved
@@ -35,6 +36,10 @@ from app.registry.versions import ModelRef
 
 PROTOCOL = "predict"
 _LOOK_AGAIN_SECONDS = 0.05
+# As a share of a request's time. What comes while others are refused waits several times as long in its socket, where
+# nobody sees it: refusing takes time too.
+_MOST_LAG = 1 / 16
+_UNFELT_SECONDS = 0.05
 # In a request's scope: what the server calls when the client leaves (app/server/protocol.py).
 LEAVE_KEY = "headway.leave"
 
@@ -75,14 +80,13 @@ class PredictApi:
         """Takes JSON, a multipart upload (field `image`), or the bytes of an image or of a tensor as the whole body."""
         context = context_of(request.scope)
         context.protocol = PROTOCOL
+        deadline_ms = self._requested_ms(context.headers)
+        _check_lag(request, deadline_ms / 1e3)
         body = await self._bodies.read(request)
         # Where the event loop is behind, a request has waited before anybody looked at it.
         arrived: float = request.scope.get(READ_KEY) or time.monotonic()
-        deadline_ms = self._requested_ms(context.headers)
         priority = self._priority(context.headers)
         seconds_left = arrived + deadline_ms / 1e3 - time.monotonic()
-        if seconds_left <= 0:
-            raise DeadlineExceeded("the deadline had passed before the request was looked at; try again later")
         if self._inference.is_busy:
             self._check_room(request, body, seconds_left, priority)
         wire = await parse_content(request, body, self._max_items)
@@ -158,6 +162,15 @@ class PredictApi:
         if not text.isdigit() or not 1 <= int(text) <= self._max_deadline_ms:
             raise MalformedRequest(f"Headway-Timeout-Ms must be a whole number from 1 to {self._max_deadline_ms}")
         return int(text)
+
+
+def _check_lag(request: Request, seconds: float) -> None:
+    """Raises Overloaded where the event loop is so far behind that requests which are still unread would be late."""
+    lag = time.monotonic() - request.scope.get(READ_KEY, math.inf)
+    if lag > max(seconds * _MOST_LAG, _UNFELT_SECONDS):
+        raise Overloaded(
+            f"the server is {lag:.1f} s behind with requests that came before; try again later", lag, may_close=False
+        )
 
 
 def _note_model(context: RequestContext, resolved: Resolved) -> None:

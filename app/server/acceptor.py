@@ -1,8 +1,8 @@
-"""Accepts connections one at a time, and leaves them to a neighbour that has fewer.
+"""Accepts no more than an even share of the connections that wait, and leaves the rest to the neighbours.
 
 The kernel gives a burst of connections to whichever worker wakes first ([8, 0] on two workers), and keep-
-alive clients stay there. So a worker that has more open connections than another waits up to 5 ms for that
-one to take the next; when nobody does (it is busy, or was killed), it takes it itself.
+alive clients stay there. So a worker that has its share waits up to 5 ms for the others to take theirs; when
+nobody does (one is busy, or was killed), it takes some of them itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import errno
 import logging
 import socket
 import ssl
+import struct
+import sys
 from collections.abc import Callable, Sequence
 
 from app.server.slots import Slots
@@ -21,8 +23,12 @@ HOLD_BACK_SECONDS = 0.005
 _RECHECK_SECONDS = 0.001
 # Many clients never answer TLS's close_notify; the default of 30 s would hold up the server's end as long.
 TLS_GOODBYE_SECONDS = 1.0
-# Connections taken, each after a look at the neighbours, before the requests that came meanwhile have a turn.
-_ACCEPTS_PER_TURN = 8
+# Connections taken before the requests that came meanwhile have a turn.
+_ACCEPTS_PER_TURN = 32
+# Of what its neighbours leave, a worker takes one in so many at a time: a long queue must not wait for a dead one.
+_LEFT_OVERS = 64
+# struct tcp_info, of a listening socket: tcpi_unacked is how many connections wait to be accepted.
+_TCP_INFO = struct.Struct("=8x5I")
 _OUT_OF_FILES_PAUSE_SECONDS = 0.2
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -87,22 +93,28 @@ class Acceptor:
             self._loop.add_reader(listener.fileno(), self._on_readable, listener)
 
     def _on_readable(self, listener: socket.socket) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
-            if not self._slots.is_least_loaded(self._slot):
-                self._loop.remove_reader(listener.fileno())
-                self._hold_back(listener, self._loop.time() + HOLD_BACK_SECONDS)
-                return
-            if not self._try_accept(listener):
-                return
+        share = self._slots.share(self._slot, count_waiting(listener))
+        if share:
+            self._take(listener, share)
+        else:
+            self._loop.remove_reader(listener.fileno())
+            self._hold_back(listener, self._loop.time() + HOLD_BACK_SECONDS)
 
     def _hold_back(self, listener: socket.socket, until: float) -> None:
         if not self._is_accepting:
             return
-        if self._loop.time() < until and not self._slots.is_least_loaded(self._slot):
+        waiting = count_waiting(listener)
+        share = self._slots.share(self._slot, waiting)
+        if not share and self._loop.time() < until:
             self._loop.call_later(_RECHECK_SECONDS, self._hold_back, listener, until)
             return
         self._watch(listener)
-        self._try_accept(listener)
+        self._take(listener, share or -(-waiting // _LEFT_OVERS))
+
+    def _take(self, listener: socket.socket, count: int) -> None:
+        for _ in range(min(count, _ACCEPTS_PER_TURN)):
+            if not self._try_accept(listener):
+                return
 
     def _try_accept(self, listener: socket.socket) -> bool:
         try:
@@ -148,3 +160,12 @@ class Acceptor:
             connection.close()
             if getattr(protocol, "transport", None) is None:
                 self.forget_connection()
+
+
+def count_waiting(listener: socket.socket) -> int:
+    """The connections that wait to be accepted, as far as the kernel says; at least one, or nobody would have asked."""
+    if not sys.platform.startswith("linux") or listener.family == socket.AF_UNIX:
+        return 1
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    waiting: int = _TCP_INFO.unpack(info)[4]
+    return max(1, waiting)

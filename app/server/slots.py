@@ -85,8 +85,15 @@ class Slots:
         """This slot's worker accepts no more."""
         self._loads[slot] = NOT_ACCEPTING
 
-    def is_least_loaded(self, slot: int) -> bool:
-        return min(self._loads) >= self._loads[slot]
+    def share(self, slot: int, waiting: int) -> int:
+        """How many of `waiting` connections are this slot's, if afterwards all are to have as many as can be."""
+        level, total = 0, waiting
+        for number, load in enumerate(sorted(self.count_connections()), start=1):
+            if number > 1 and total <= load * (number - 1):
+                break  # all go to those that have fewer
+            total += load
+            level = -(-total // number)
+        return min(waiting, max(0, level - self._loads[slot]))
 
     def count_connections(self) -> list[int]:
         """The open connections of each accepting worker."""

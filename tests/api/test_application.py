@@ -1,13 +1,16 @@
-"""The short way to the prediction routes gives what the router gives."""
+"""The application without a server: the short way gives what the router gives; requests that waited in the loop."""
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import Message
 
+from app.api.context import READ_KEY
 from app.main import create_app
 from app.settings import Settings
 from tests.fixtures_models import write_model, write_yaml
@@ -36,13 +39,15 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def _ask(app: Any, method: str, path: str, body: bytes, headers: dict[str, str], root_path: str) -> list[Message]:
+async def _ask(
+    app: Any, method: str, path: str, body: bytes, headers: dict[str, str], root_path: str = "", **extra: Any
+) -> list[Message]:
     given = {"content-type": "application/json", "x-request-id": "one", **headers}
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "method": method,
         "path": root_path + path, "raw_path": (root_path + path).encode(), "query_string": b"", "root_path": root_path,
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
-        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {}, **extra,
     }  # fmt: skip
     sent: list[Message] = []
 
@@ -78,3 +83,26 @@ async def test_short_way_equals_the_router(
     for message in short:
         message["headers"] = [pair for pair in message["headers"] if pair[0] != b"content-length"]
     assert short == routed
+
+
+@pytest.mark.parametrize(
+    ("lag", "timeout_ms", "status"), [(0.2, "10000", 200), (0.2, "1000", 503), (0.02, "100", 200), (0.7, None, 503)]
+)
+async def test_what_waited_too_long_to_be_looked_at_is_refused(
+    tmp_path: Path, lag: float, timeout_ms: str | None, status: int
+) -> None:
+    """Long is a sixteenth of a request's time (10 s by default): those behind it, still unread, wait longer."""
+    write_model(tmp_path, "scores")
+    write_yaml(tmp_path / "registry.yaml", {"schema": 1, "defaults": {"tensor": "scores"}})
+    app = create_app(Settings(models=tmp_path, access_log_sample=0))
+    headers = {"headway-timeout-ms": timeout_ms} if timeout_ms else {}
+    async with app.router.lifespan_context(app):
+        extra = {READ_KEY: time.monotonic() - lag}
+        start, *rest = await _ask(app, "POST", "/predict", GOOD, headers, **extra)
+    assert start["status"] == status
+    if status == 503:
+        answer = json.loads(b"".join(message["body"] for message in rest))
+        assert answer["code"] == "overloaded"
+        assert "s behind with requests that came before" in answer["error"]
+        assert (b"retry-after", b"1") in start["headers"]
+        assert (b"connection", b"close") not in start["headers"]
