@@ -84,6 +84,8 @@ def _difference(servable: Servable, golden: Golden, request: GoldenRequest) -> s
     items = servable.answer(outputs, classes)
     if not items:
         return "the model gave no answer"
+    if len(items) != 1:
+        return f"it has {len(items)} answers, and one is recorded; write a request for each row"
     if request.value is not None:
         found = items[0].value
         return None if found is not None and abs(found - request.value) <= golden.tolerance else f"value {found}"

@@ -54,6 +54,8 @@ def _record(servable: Servable, path: Path, target: Path) -> dict[str, Any]:
         raise InvalidContent(f"{path}: is no golden request of this model: {exc}") from exc
     if not items:
         raise InvalidContent("golden requests are for models that answer with labels or a value, not with tensors")
+    if len(items) != 1:
+        raise InvalidContent(f"{path}: has {len(items)} rows; write one row a request, each in a file of its own")
     if items[0].value is not None:
         return request | {"value": items[0].value}
     top = [{"index": one.index, "confidence": _rounded(one.confidence, path)} for one in items[0].predictions]

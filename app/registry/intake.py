@@ -23,7 +23,7 @@ from app.registry.manifest import Manifest, read_manifest
 from app.registry.placement import is_published, mend, place, share_files
 from app.registry.recycle_bin import BIN_DAYS, RecycleBin
 from app.registry.staging import Staging, sweep_staging
-from app.registry.store import Store
+from app.registry.store import Store, verify_files
 from app.registry.trial import Trial, run_trial
 from app.registry.versions import Version
 from app.registry.yaml import read_yaml
@@ -187,6 +187,8 @@ class Intake:
             changes = compare(Content.read(found.path, found.manifest), Content.read(staged.directory, staged.manifest))
         said = bump_between(base, new)
         if needed_bump(changes) is Bump.MAJOR and said is not Bump.MAJOR:
+            with _refusing(staged.directory):  # a file that was damaged on its way differs, too
+                verify_files(staged.directory, staged.manifest.files)
             breaking = [str(change) for change in changes if change.bump is Bump.MAJOR]
             shown = "; ".join(breaking[:3]) + (f" and {len(breaking) - 3} more" if len(breaking) > 3 else "")
             raise VersionTooSmall(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from app.registry.step_graph import check_steps
 from app.registry.store import Store, verify_files
 from app.runtimes.base import Runtime
 from app.runtimes.onnx import OnnxRuntime
+from app.runtimes.onnx_file import external_locations
 from app.runtimes.pool import RuntimePool
 from app.runtimes.tflite import TfliteRuntime
 from app.tensors import NUMPY_DTYPES, Array
@@ -50,6 +51,7 @@ def load_servable(
         )
     if manifest.composition is not None:
         return _load_composed(manifest, directory, steps)
+    _check_external_files(directory, manifest)
     runtime = _open_runtime(manifest, directory / manifest.model_file, threads)
     try:
         servable = Servable(manifest, directory, runtime)
@@ -60,6 +62,17 @@ def load_servable(
         runtime.close()
         raise
     return servable
+
+
+def _check_external_files(directory: Path, manifest: Manifest) -> None:
+    """Weights that a model file keeps in other files must be files of this version: their digests are held, too."""
+    path = directory / manifest.model_file
+    for location in external_locations(path) if manifest.runtime == "onnx" else ():
+        if str(PurePosixPath(location)) not in manifest.files:
+            raise RegistryError(
+                f"{path}: keeps weights in {location!r}, which is not listed in model.yaml "
+                "(files); put that file into the version's directory and list it, or save the model as one file"
+            )
 
 
 def _load_composed(manifest: Manifest, directory: Path, steps: tuple[Store, ResolveStep] | None) -> Servable:

@@ -101,7 +101,7 @@ def _lock(directory: Path, deadline: float) -> int:
     directory.mkdir(exist_ok=True)
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except FileNotFoundError as exc:
             raise Conflict(f"{directory}: was removed in this moment; try again") from exc
         try:

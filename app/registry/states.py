@@ -20,6 +20,7 @@ class ModelStates:
         self._metrics = metrics
         self._file = file
         self._published: dict[tuple[str, str], str] = {}
+        self._is_hidden = False
 
     def publish(self) -> None:
         """Bring metrics and file up to date; what has not changed since the last call costs next to nothing."""
@@ -36,10 +37,18 @@ class ModelStates:
                 self._publish(status, before)
                 self._published[key] = status.state
         if self._file is not None:
-            try:
-                self._file.write(self._registry)
-            except OSError as exc:
-                logger.error("the state of this worker cannot be shown to the others: %s", exc)
+            self._show(self._file)
+
+    def _show(self, file: StateFile) -> None:
+        """Tried again at each call, and told when it begins to fail: a full disk would fill the log, too."""
+        try:
+            file.write(self._registry)
+        except OSError as exc:
+            if not self._is_hidden:
+                logger.error("the state of this worker cannot be shown to the others, which tell an old one: %s", exc)
+            self._is_hidden = True
+        else:
+            self._is_hidden = False
 
     def _publish(self, status: VersionStatus, before: str | None) -> None:
         metrics, key = self._metrics, (status.name, status.version)

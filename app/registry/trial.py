@@ -14,11 +14,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import app
-from app.errors import HeadwayError, RegistryError, VersionRefused
-from app.registry.manifest import Manifest, read_manifest
+from app.errors import HeadwayError, VersionRefused
 from app.registry.store import Store
 
 Trial = Callable[[Store, Path], None]
@@ -61,19 +60,6 @@ def run_trial(store: Store, directory: Path) -> None:
         raise VersionRefused(error.replace(f"{directory.resolve()}/", ""))
 
 
-def check_external_files(directory: Path, manifest: Manifest) -> None:
-    """Weights that a model file keeps in other files must be files of this version. Raises RegistryError."""
-    from app.runtimes.onnx_file import external_locations
-
-    path = directory / manifest.model_file
-    for location in external_locations(path) if path.suffix == ".onnx" else ():
-        if str(PurePosixPath(location)) not in manifest.files:
-            raise RegistryError(
-                f"{path}: keeps weights in {location!r}, which is not listed in model.yaml "
-                "(files); put that file into the version's directory and list it, or save the model as one file"
-            )
-
-
 def _environment() -> dict[str, str]:
     """Without our settings: keys and tokens are none of its business."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("HEADWAY_")}
@@ -88,7 +74,6 @@ def _try(directory: Path, root: Path, releases: Path) -> str | None:
     from app.registry.opening import Opener
 
     try:
-        check_external_files(directory, read_manifest(directory))
         Opener(Store(root, releases)).open_directory(directory).close()
     except (HeadwayError, OSError) as exc:
         return str(exc)

@@ -86,6 +86,11 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str, str]] = {
         "scores",
         "either image or inputs",
     ),
+    "two rows": (
+        {"inputs": [[1, 0, 0], [0, 1, 0]], "top": _top(0, 1)},
+        "scores",
+        "it has 2 answers, and one is recorded",
+    ),
     "unknown key": ({"input": [[1, 0, 0]], "top": _top(0, 1)}, "scores", "input"),
 }
 

@@ -27,6 +27,7 @@ from app.errors import (
     ArchiveTooLarge,
     BadArchive,
     Conflict,
+    RegistryError,
     RegistryFull,
     RegistryReadOnly,
     VersionExists,
@@ -37,6 +38,7 @@ from app.errors import (
 )
 from app.registry.archive import Limits
 from app.registry.intake import Intake, Published, is_verified
+from app.registry.loading import load_servable
 from app.registry.manifest import read_manifest
 from app.registry.store import Store, verify_files
 from tests.fixtures_models import edit_manifest, file_entry, onnx_file, write_model, write_release
@@ -233,6 +235,8 @@ def test_weights_outside_of_the_version_are_refused(root: Path, outside: Path, l
     (outside / "scores" / "secret.bin").write_bytes(b"\x00" * 12)
     with pytest.raises(VersionRefused, match=r"model\.onnx: keeps weights in '.*', which is not listed in model\.yaml"):
         _add(Intake(Store(root)), _external(outside, location))
+    with pytest.raises(RegistryError, match="not listed"):  # nor one that came by Git
+        load_servable(_external(root, location), 1)
 
 
 def test_weights_in_a_listed_file_are_good(root: Path, outside: Path) -> None:
@@ -282,6 +286,10 @@ def test_step_that_is_too_small_is_refused(intake: Intake, outside: Path) -> Non
     other = {"labels.txt": b"low\nmedium\nhigh\n"}
     with pytest.raises(VersionTooSmall, match=r"1\.1\.0 is a minor step from 1\.0\.0, but .* major step, 2\.0\.0"):
         _add(intake, write_model(outside, version="1.1.0", files=other))
+    damaged = write_model(outside, version="1.1.0", files=other)
+    (damaged / "labels.txt").write_bytes(b"low\nmedium\n")
+    with pytest.raises(VersionRefused, match=r"labels\.txt: has 11 bytes, model\.yaml \(files\) says 16"):
+        _add(intake, damaged)
     assert _add(intake, write_model(outside, version="1.1.0", files=other), any_step=True).is_new
     assert _add(intake, write_model(outside, version="1.1.1", files=other)).is_new
     assert _add(intake, write_model(outside, version="2.0.0")).is_new

@@ -95,8 +95,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "too few labels": (_rewrite(labels=b"a\nb\n"), r"labels\.txt: has 2 labels, but output 'scores' has 3 classes"),
     "a label twice": (_rewrite(labels=b"a\nb\na\n"), r"labels\.txt: the label 'a' stands twice"),
     "no UTF-8": (_rewrite(labels=b"a\nb\n\xff\n"), r"labels\.txt: is not UTF-8"),
-    "no ONNX": (_rewrite(model=b"this is no model"), r"model\.onnx: ONNX Runtime .* cannot load it"),
-    "empty file": (_rewrite(model=b""), r"model\.onnx: ONNX Runtime .* cannot load it"),
+    "no ONNX": (_rewrite(model=b"this is no model"), r"model\.onnx: is no ONNX model"),
+    "no graph": (_rewrite(model=b"\x08\x08"), r"model\.onnx: ONNX Runtime .* cannot load it"),
+    "empty file": (_rewrite(model=b""), r"model\.onnx: is empty; it is no ONNX model"),
     "unknown key": (_edit(activation="none"), r"model\.yaml: activation: unknown key"),
     "tag": (
         lambda directory: (directory / "model.yaml").write_text("schema: !!int x\n"),

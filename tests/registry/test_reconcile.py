@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from app.errors import ModelFailed, ModelNotFound, ModelNotReady, VersionNotReleased
+from app.metrics import Metrics
 from app.registry.desired import GONE_SECONDS, Watch
 from app.registry.lifecycle import Registry
 from app.registry.reconciler import Reconciler
+from app.registry.states import ModelStates
 from app.registry.status import State
 from app.registry.store import Store
 from app.registry.versions import ModelRef
@@ -250,3 +252,16 @@ def test_worker_states_are_merged(root: Path, registry: Registry, tmp_path: Path
     assert "labels.txt" in merged["2.0.0"]["error"]
     (tmp_path / "workers/1.json").write_text('{"slot": 1, "pid": 999999999, "models": {}}')
     assert [state.slot for state in read_worker_states(tmp_path)] == [0]
+
+
+def test_state_that_cannot_be_shown_is_told_once(
+    registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "workers").write_text("in the way")
+    states = ModelStates(registry, Metrics(), StateFile(tmp_path, 0))
+    for _ in range(3):
+        states.publish()
+    assert sum("cannot be shown to the others" in message for message in caplog.messages) == 1
+    (tmp_path / "workers").unlink()
+    states.publish()
+    assert len(read_worker_states(tmp_path)) == 1
