@@ -134,7 +134,7 @@ def draw_confusion(comparison: Comparison, version: Figures, classes: Sequence[i
     """Counts in the cells, coloured by the share of the actual class's images. Answers beyond `classes`: one column."""
     result, names = version.evaluation, [_short(comparison.labels[index]) for index in classes]
     counts = _count_matrix(comparison, version, classes)
-    totals = {score.index: score.images for score in version.classes}
+    totals = {score.index: score.support for score in version.classes}
     images = np.array([[max(1, totals.get(index, 0))] for index in classes])
     columns = [*names, "any other"] if counts.shape[1] > len(names) else names
     side = 0.5 if len(names) <= 12 else 0.3
@@ -209,7 +209,7 @@ def _differing_classes(comparison: Comparison) -> dict[int, list[float]]:
 
 
 def _class_name(comparison: Comparison, index: int) -> str:
-    images = (score.images for version in comparison.versions for score in version.classes if score.index == index)
+    images = (score.support for version in comparison.versions for score in version.classes if score.index == index)
     return f"{_short(comparison.labels[index])} ({max(images)})"
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -21,8 +20,8 @@ import numpy as np
 import app
 from app.engine.inference import Inference
 from app.errors import InvalidContent, RunFailed
+from app.monitoring.quality import ClassScores, score_classes, wilson_interval
 from app.optimize.evaluate import (
-    ClassScores,
     Confusion,
     Evaluation,
     Record,
@@ -30,7 +29,6 @@ from app.optimize.evaluate import (
     find_readable,
     predict_image,
     record_together,
-    score_classes,
 )
 from app.registry.composed import Composed
 from app.registry.lifecycle import Registry
@@ -40,7 +38,6 @@ from app.registry.store import Store
 from app.registry.versions import ModelRef
 
 NOISE_LEVEL = 0.05
-_CONFIDENCE_95 = 1.959963984540054  # the 97.5 % point of the normal distribution
 _STATUS = Path("/proc/self/status")
 _MEMORY_SECONDS = 600
 
@@ -156,15 +153,6 @@ def compare(
     return Comparison(labels, len(samples), threads, tuple(figures), tuple(differences))
 
 
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (E. B. Wilson, 1927, JASA 22, 209-212); n ≥ 1."""
-    z2 = _CONFIDENCE_95**2
-    ratio = right / n
-    centre = (ratio + z2 / (2 * n)) / (1 + z2 / n)
-    half = _CONFIDENCE_95 / (1 + z2 / n) * math.sqrt(ratio * (1 - ratio) / n + z2 / (4 * n * n))
-    return (0.0 if right == 0 else centre - half, 1.0 if right == n else centre + half)
-
-
 def mcnemar_p_value(only_first: int, only_other: int) -> float:
     """Two-sided exact p-value that two versions err equally often, from the images that only one has right.
 
@@ -242,7 +230,7 @@ def _figures(
         ),
         memory=memory,
         rating=rating,
-        classes=score_classes(actual, predicted),
+        classes=score_classes(predicted, actual),
         matrix=tuple(Confusion(labels[a], labels[p], count) for (a, p), count in cells),
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 from app.engine.call import Call
 from app.engine.inference import Inference
 from app.errors import HeadwayError, InvalidContent
+from app.monitoring.quality import score_classes
 from app.registry.composed import Composed
 from app.registry.lifecycle import Resolved
 from app.registry.servable import Content, Item, Servable
@@ -36,18 +37,6 @@ class Confusion:
     actual: str
     predicted: str
     count: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClassScores:
-    """Of one class that occurs as actual or as predicted; ratios in 0…1, 0 where one is undefined. `images`: how many
-    are of the class."""
-
-    index: int
-    images: int
-    precision: float
-    recall: float
-    f1: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,20 +188,9 @@ class Record:
 
 def macro_scores(actual: Array, predicted: Array) -> tuple[float, float, float]:
     """Macro precision, recall and F1 over the classes that occur; 0 where a ratio is undefined."""
-    scores = score_classes(actual, predicted)
+    scores = score_classes(predicted, actual)
     precision, recall, f1 = np.mean([(score.precision, score.recall, score.f1) for score in scores], axis=0)
     return float(precision), float(recall), float(f1)
-
-
-def score_classes(actual: Array, predicted: Array) -> tuple[ClassScores, ...]:
-    """Of the classes that occur, in the order of their index."""
-    scores = []
-    for index in np.union1d(actual, predicted).tolist():
-        hits = float(np.sum((actual == index) & (predicted == index)))
-        taken, there = float(np.sum(predicted == index)), float(np.sum(actual == index))
-        precision, recall = hits / taken if taken else 0.0, hits / there if there else 0.0
-        scores.append(ClassScores(index, int(there), precision, recall, 2 * hits / (taken + there)))
-    return tuple(scores)
 
 
 def _step_uses(servable: Servable, answered_by: Sequence[int]) -> tuple[StepUse, ...]:

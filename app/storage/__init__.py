@@ -1,0 +1,1 @@
+"""The database of feedback: SQLite by default, PostgreSQL by URL. SQLAlchemy is imported when it is first used."""
