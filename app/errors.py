@@ -11,6 +11,8 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     │   ├── BadArchive           400  bad_archive
     │   ├── ArchiveTooLarge      413  archive_too_large
     │   ├── InvalidRelease       400  bad_release
+    │   ├── ForgedPrediction     400  forged_prediction (a prediction_id that no key of ours has signed)
+    │   ├── UnknownLabel         400  unknown_label
     │   └── VersionRefused       400  version_refused (an added version that could not serve)
     ├── Unauthorized             401  unauthorized
     ├── ModelNotFound            404  model_not_found
@@ -26,7 +28,9 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     │   ├── VersionExists        409  version_exists
     │   ├── VersionInUse         409  version_in_use
     │   ├── VersionTooSmall      409  version_too_small
+    │   ├── DoubleFeedback       409  double_feedback
     │   └── RegistryReadOnly     409  registry_read_only
+    ├── ExpiredPrediction        410  expired_prediction
     ├── BodyTooLarge             413  body_too_large
     ├── UnsupportedMediaType     415  unsupported_media_type
     ├── MalformedRequest         422  malformed_request
@@ -38,6 +42,7 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     │   ├── Draining             503  draining
     │   ├── OutOfBodyMemory      503  body_memory
     │   ├── RegistryBusy         503  registry_busy
+    │   ├── FeedbackUnavailable  503  feedback_unavailable (no secret, or no database)
     │   ├── ModelNotReady        503  model_not_ready
     │   └── ModelFailed          503  model_failed
     │       └── ModelQuarantined 503  model_quarantined
@@ -113,6 +118,18 @@ class InvalidRelease(InvalidContent):
     """The change that is asked for leaves no valid release."""
 
     code = "bad_release"
+
+
+class ForgedPrediction(InvalidContent):
+    """A prediction_id that is damaged, or that no key of ours has signed."""
+
+    code = "forged_prediction"
+
+
+class UnknownLabel(InvalidContent):
+    """Feedback names what the version that answered cannot say."""
+
+    code = "unknown_label"
 
 
 class VersionRefused(InvalidContent):
@@ -212,6 +229,20 @@ class VersionTooSmall(Conflict):
     code = "version_too_small"
 
 
+class DoubleFeedback(Conflict):
+    """Another feedback came before for this prediction."""
+
+    code = "double_feedback"
+
+
+class ExpiredPrediction(HeadwayError):
+    """A prediction_id that is older than feedback is taken for."""
+
+    code = "expired_prediction"
+    status = 410
+    grpc = "FAILED_PRECONDITION"
+
+
 class RegistryReadOnly(Conflict):
     code = "registry_read_only"
 
@@ -294,6 +325,12 @@ class RegistryBusy(Unavailable):
     """Another process holds the model's lock."""
 
     code = "registry_busy"
+
+
+class FeedbackUnavailable(Unavailable):
+    """There is no secret to check a prediction_id with, or no database to keep feedback in."""
+
+    code = "feedback_unavailable"
 
 
 class ModelNotReady(Unavailable):

@@ -26,17 +26,26 @@ from app.api.application import Application
 from app.api.body import BodyReader
 from app.api.body_clock import BodyClock
 from app.api.catalog import CatalogApi
+from app.api.feedback import FeedbackApi
 from app.api.management import ManagementApi
 from app.api.middleware import KeyRing, RequestMiddleware
 from app.api.operations import OperationsApi
 from app.api.predict import PredictApi
+from app.api.quality import QualityApi
 from app.api.record import Recorder
 from app.engine.batcher import Batcher
 from app.engine.cpu import available_memory_bytes, choose_sizing, cpu_allowance, cpu_features, memory_limit_bytes
 from app.engine.inference import Inference
 from app.engine.readiness import Flag, Readiness
+from app.errors import FeedbackUnavailable
 from app.logs import AccessLog, configure_logging
 from app.metrics import Metrics
+from app.monitoring.feedback import FeedbackDesk
+from app.monitoring.keys import load_keys
+from app.monitoring.prediction_id import PredictionIds
+from app.monitoring.quality_watch import QualityWatch
+from app.monitoring.reports import QualityReports
+from app.registry.answers import Answers
 from app.registry.editor import ReleaseEditor
 from app.registry.intake import Intake
 from app.registry.lifecycle import Registry
@@ -47,6 +56,8 @@ from app.registry.store import Store
 from app.registry.worker_states import StateFile
 from app.server.options import WorkerContext
 from app.settings import Settings
+from app.storage.database import open_configured
+from app.storage.feedback import FeedbackStore
 from app.ui import UiApi
 
 logger = logging.getLogger(__name__)
@@ -83,6 +94,12 @@ def create_app(
     batcher = Batcher(threads, metrics, on_stuck)
     inference = Inference(registry, batcher, metrics)
     reconciler = Reconciler(registry, states.publish, inference.forget, run_dir)
+    answers = Answers(store)
+    database = open_configured(settings)
+    reports = QualityReports(FeedbackStore(database), answers.labels_of)
+    watch = QualityWatch(
+        database, reports, lambda: list(registry.models), metrics, run_dir, settings.feedback_keep_days
+    )
     access_log = AccessLog(settings.log_format)
     clock = BodyClock(settings.body_timeout_seconds, settings.body_min_bytes_per_second)
     bodies = BodyReader(settings.max_body_bytes, _inflight_bytes(settings) // workers, clock)
@@ -93,13 +110,17 @@ def create_app(
         await asyncio.to_thread(registry.load)
         states.publish()
         reconciler.start()
+        watch.start()
         try:
             yield
         finally:
+            watch.close()
+            await asyncio.to_thread(feedback.close)
             await asyncio.to_thread(reconciler.close)
             await asyncio.to_thread(inference.close)
             await asyncio.to_thread(batcher.close)
             registry.close()
+            database.close()
             metrics.deferred.flush()
             access_log.close()
 
@@ -114,10 +135,12 @@ def create_app(
         redoc_url=None,
         telemetry={"auto_configure": False, "tracing": is_traced, "metrics": is_traced, "logs": is_traced},
     )
+    prediction_ids = _open_prediction_ids(settings, slot)
     predict = PredictApi(
         inference,
         bodies,
         metrics,
+        prediction_ids,
         max_items=settings.max_items,
         deadline_ms=settings.deadline_ms,
         max_deadline_ms=settings.max_deadline_ms,
@@ -127,12 +150,26 @@ def create_app(
     manage = ManagementApi(
         ReleaseEditor(store), Intake(store, bin_days=settings.bin_days), run_dir, settings.max_upload_bytes
     )
+    desk = FeedbackDesk(prediction_ids, FeedbackStore(database), answers.labels_of, metrics)
+    feedback = FeedbackApi(desk, bodies)
+    quality = QualityApi(reports, registry)
     catalog = CatalogApi(registry, run_dir)
-    for api in (predict, manage, catalog, OperationsApi(readiness, metrics), UiApi()):
+    for api in (predict, manage, feedback, quality, catalog, OperationsApi(readiness, metrics), UiApi()):
         api.add_routes(application.router)
     recorder = Recorder(metrics, access_log, settings.access_log_sample, bodies.release)
     _add_middleware(application, settings, recorder, management)
     return application
+
+
+def _open_prediction_ids(settings: Settings, slot: int) -> PredictionIds | None:
+    """None where there is no key; predictions go on without, and the first worker says so for all."""
+    try:
+        keys = load_keys([entry.get_secret_value() for entry in settings.secret], settings.data_dir)
+    except FeedbackUnavailable as exc:
+        if slot == 0:
+            logger.warning("answers have no prediction_id, and no feedback can be given: %s", exc)
+        return None
+    return PredictionIds(keys, settings.feedback_days * 86_400)
 
 
 def _add_middleware(

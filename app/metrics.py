@@ -22,6 +22,17 @@ DIFFERENCE_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 STAGES = ("decode", "preprocess", "queue", "inference", "postprocess")
 UNKNOWN = "unknown"
+# Computed from the database (source="database"), which may be that of many replicas: aggregate them with max.
+QUALITY_GAUGES = {
+    "accuracy_ratio": "Share of labelled answers whose first label was right, in a window of feedback.",
+    "precision_ratio": "Precision, the mean over the classes, in a window of feedback.",
+    "recall_ratio": "Recall, the mean over the classes, in a window of feedback.",
+    "f1_ratio": "F1, the mean over the classes, in a window of feedback.",
+    "labelled_answers": "Answers with a label or a value in a window of feedback.",
+    "calibration_error_ratio": "Expected calibration error in a window of feedback.",
+    "absolute_error": "Mean absolute error of a regression in a window of feedback.",
+    "mean_rating": "Mean rating, 1 to 5, in a window of feedback.",
+}
 
 
 class ModelMetrics:
@@ -153,6 +164,22 @@ class Metrics:
             (*by_version, "step"),
             registry=registry,
         )
+        self.feedback = Counter(
+            "headway_feedback_total",
+            "Feedback kept; outcome = correct, incorrect (of the first label), value, rating (nothing else was given).",
+            (*by_version, "alias", "outcome"),
+            registry=registry,
+        )
+        self.recorded_accuracy = self._gauge(
+            "headway_recorded_accuracy_ratio",
+            "Top-1 accuracy of the version's evaluation in model.yaml, the newest.",
+            by_version,
+            "livemax",
+        )
+        self.quality = {
+            name: self._gauge(f"headway_{name}", text, (*by_version, "alias", "window", "source"), "livemostrecent")
+            for name, text in QUALITY_GAUGES.items()
+        }
         self.unrecorded = Counter(
             "headway_record_failures_total", "Answers whose metrics or log line failed.", registry=registry
         )

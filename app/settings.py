@@ -81,6 +81,21 @@ class Settings(BaseSettings):
     )
     keepalive_seconds: int = Field(75, ge=1, description="How long an idle connection is kept open.")
 
+    data_dir: Path = Field(
+        Path("data"), description="Directory for what is kept beyond the registry: the secret and the SQLite database."
+    )
+    secret: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Keys of the prediction ids, id:secret, separated by commas: the first signs, all verify; "
+        "made once in the data directory if unset.",
+    )
+    database_url: SecretStr | None = Field(
+        None, description="Database of feedback, as postgresql+psycopg://…; SQLite in the data directory if unset."
+    )
+    replicas: int = Field(1, ge=1, description="Servers that share the database; more than one need PostgreSQL.")
+    feedback_days: float = Field(30, gt=0, description="How long after its answer feedback on it is taken, in days.")
+    feedback_keep_days: float = Field(400, gt=0, description="How long feedback is kept, in days.")
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="auto: text on a terminal, else JSON lines."
@@ -92,7 +107,7 @@ class Settings(BaseSettings):
         description="Share of requests that get a line in the log; errors of the server always do.",
     )
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "cors_origins", "secret", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -109,6 +124,8 @@ class Settings(BaseSettings):
             raise ValueError("HEADWAY_SSL_CERTFILE and HEADWAY_SSL_KEYFILE are set together or not at all")
         if self.deadline_ms > self.max_deadline_ms:
             raise ValueError("HEADWAY_DEADLINE_MS must not be larger than HEADWAY_MAX_DEADLINE_MS")
+        if self.replicas > 1 and self.database_url is None:
+            raise ValueError("HEADWAY_REPLICAS above 1 needs HEADWAY_DATABASE_URL: SQLite is of one machine alone")
         if self.admin_token is not None and self.admin_token_file is not None:
             raise ValueError("set HEADWAY_ADMIN_TOKEN or HEADWAY_ADMIN_TOKEN_FILE, not both")
         return self

@@ -67,12 +67,18 @@ def render_metrics() -> str:
         "| name | type | labels | meaning |",
         "| --- | --- | --- | --- |",
     ]
-    for metric in vars(Metrics()).values():
-        if isinstance(metric, MetricWrapperBase):
-            name = metric._name + ("_total" if metric._type == "counter" else "")
-            labels = ", ".join(metric._labelnames) or "–"
-            lines.append(f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |")
+    found = [part for member in vars(Metrics()).values() for part in _parts(member)]
+    for metric in found:
+        name = metric._name + ("_total" if metric._type == "counter" else "")
+        labels = ", ".join(metric._labelnames) or "–"
+        lines.append(f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |")
     return "\n".join(lines) + "\n"
+
+
+def _parts(member: object) -> list[MetricWrapperBase]:
+    """A metric, or the metrics of a mapping."""
+    members = member.values() if isinstance(member, dict) else [member]
+    return [one for one in members if isinstance(one, MetricWrapperBase)]
 
 
 FILES = {

@@ -2,5 +2,6 @@
 # The whole suite, in parallel. What it needs from Debian is installed where that is allowed, else named.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-scripts/debian.sh chromium:chromium fonts-dejavu-core: curl:curl nodejs:node gcc:cc libc6-dev:
+scripts/debian.sh chromium:chromium fonts-dejavu-core: curl:curl nodejs:node gcc:cc libc6-dev: \
+    postgresql:pg_ctlcluster prometheus:promtool prometheus-alertmanager:amtool
 exec .venv/bin/pytest -n 2 --dist loadgroup -m 'not slow' "$@"

@@ -10,6 +10,14 @@ import pytest
 from tests.running import CAT, PATIENCE_SECONDS, RunningServer, running_server
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What applications made by tests, and programs started by them, keep is not kept in the working directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADWAY_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Two workers with the shipped models, for tests that leave them as they are."""

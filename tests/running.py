@@ -38,6 +38,11 @@ class RunningServer:
     client: httpx.Client = field(repr=False, default_factory=lambda: httpx.Client(timeout=PATIENCE_SECONDS))
 
     @property
+    def data_dir(self) -> Path:
+        """What it keeps, if it was not told otherwise."""
+        return self.log.parent / "data"
+
+    @property
     def management_url(self) -> str:
         """Of a server that has an admin token."""
         return _address(self.process, self.log, _MANAGEMENT)
@@ -64,11 +69,14 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """Start `headway serve` on a free port, wait until the first worker accepts, stop it at the end.
 
+    What it keeps (HEADWAY_DATA_DIR) is in `data` beside the log, unless `environment` says otherwise.
+
     `heeds_rights`: it may not write where the rights of files forbid it, not even if the tests are run by root.
     `through`: a command before it, which becomes it (exec).
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("HEADWAY_")}
-    env |= {"HEADWAY_MODELS": str(MODELS), "HEADWAY_DRAIN_SECONDS": "0", **environment}
+    env |= {"HEADWAY_MODELS": str(MODELS), "HEADWAY_DATA_DIR": str(log.parent / "data"), "HEADWAY_DRAIN_SECONDS": "0"}
+    env |= environment
     command = [sys.executable, "-m", "app.cli.main", "serve", "--port", "0", "--workers", str(workers), *flags]
     with log.open("wb") as stderr:
         process = subprocess.Popen(

@@ -13,6 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app.api.context import context_of
+from app.api.problems import explain_invalid
 from app.api.schemas import DEFAULT_TOP_K, PredictRequest
 from app.errors import (
     BodyTooLarge,
@@ -112,7 +113,7 @@ def _from_json(body: bytes) -> PredictContent:
     try:
         wire = _request_adapter.validate_json(body)
     except ValidationError as exc:
-        raise MalformedRequest(_describe(exc)) from exc
+        raise MalformedRequest(explain_invalid(exc, PredictRequest.model_fields, '{"image": "<base64>"}')) from exc
     return PredictContent(
         image=_decode_base64(wire.image) if wire.image is not None else None,
         images=[_decode_or_error(text) for text in wire.images] if wire.images is not None else None,
@@ -201,16 +202,3 @@ def _decode_or_error(text: str) -> bytes | HeadwayError:
         return _decode_base64(text)
     except InvalidContent as exc:
         return exc
-
-
-def _describe(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "json_invalid":
-        return f"the body is not valid JSON: {message.removeprefix('Invalid JSON: ')}"
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {field!r}; the keys are {', '.join(PredictRequest.model_fields)}"
-    if problem["type"] == "model_type":
-        return 'the body must be a JSON object, as {"image": "<base64>"}'
-    return f"{field}: {message[:1].lower()}{message[1:]}" if field else message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.api.schemas import ErrorResponse, PredictRequest, PredictResponse
+from app.api.schemas import EXAMPLE_ID, ErrorResponse, PredictRequest, PredictResponse
 
 # A 1 × 1 GIF: short enough to read, and it can be sent as it stands.
 _TINY_IMAGE = "R0lGODlhAQABAIAAAP///wAAACwAAAAAAQABAAACAkQBADs="
@@ -88,7 +88,36 @@ ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+_SERVED = {"alias": "stable", "request_id": "3f0c6d1be2f94a3f8a3c2f6f0d9b7a55"}
+_ANSWERS = {
+    "image": {
+        "summary": "to one image",
+        "value": {
+            "predictions": [{"label": "tiger cat", "index": 282, "confidence": 0.42}],
+            "prediction_id": EXAMPLE_ID,
+            "model": "efficientnet-lite0",
+            "version": "1.1.0",
+            **_SERVED,
+        },
+    },
+    "inputs": {
+        "summary": "to several images or to rows of numbers",
+        "value": {
+            "results": [
+                {"predictions": [{"label": "0", "index": 0, "confidence": 0.99}], "prediction_id": EXAMPLE_ID},
+            ],
+            "model": "digits",
+            "version": "1.1.0",
+            **_SERVED,
+        },
+    },
+}
+
 PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"model": PredictResponse, "description": "The answer"},
+    200: {
+        "model": PredictResponse,
+        "description": "The answer",
+        "content": {"application/json": {"examples": _ANSWERS}},
+    },
     **ERROR_RESPONSES,
 }

@@ -28,6 +28,7 @@ from app.engine.inference import Inference
 from app.engine.lane import Priority
 from app.errors import HeadwayError, MalformedRequest, ModelNotReady, ModelRequired, Overloaded
 from app.metrics import Metrics
+from app.monitoring.prediction_id import TOP, Prediction, PredictionIds, new_nonce
 from app.processing.tensor import tensors_to_json
 from app.registry.lifecycle import Resolved
 from app.registry.manifest import RegressionAnswer
@@ -45,11 +46,14 @@ LEAVE_KEY = "headway.leave"
 
 
 class PredictApi:
+    """Without `prediction_ids` answers have none."""
+
     def __init__(
         self,
         inference: Inference,
         bodies: BodyReader,
         metrics: Metrics,
+        prediction_ids: PredictionIds | None,
         *,
         max_items: int,
         deadline_ms: int,
@@ -59,6 +63,7 @@ class PredictApi:
         self._inference = inference
         self._bodies = bodies
         self._metrics = metrics
+        self._prediction_ids = prediction_ids
         self._max_items = max_items
         self._deadline_ms = deadline_ms
         self._max_deadline_ms = max_deadline_ms
@@ -111,7 +116,9 @@ class PredictApi:
         context.timings = answer.timings
         kind = resolved.servable.manifest.answer
         unit = kind.unit if isinstance(kind, RegressionAnswer) else None
-        content_bytes, status = render_answer(answer, context, is_plural=wire.image is None, unit=unit)
+        content_bytes, status = render_answer(
+            answer, context, self._prediction_ids, is_plural=wire.image is None, unit=unit
+        )
         return JsonAnswer(content_bytes, status, _server_timing(context))
 
     async def _resolve(self, wire: PredictContent, routing_key: bytes | None, deadline: float) -> Resolved:
@@ -203,7 +210,9 @@ def _routing_key(headers: Mapping[bytes, bytes]) -> bytes | None:
     return headers.get(b"headway-routing-key") or None
 
 
-def render_answer(answer: Answer, context: RequestContext, *, is_plural: bool, unit: str | None) -> tuple[bytes, int]:
+def render_answer(
+    answer: Answer, context: RequestContext, prediction_ids: PredictionIds | None, *, is_plural: bool, unit: str | None
+) -> tuple[bytes, int]:
     """The JSON of an answer and its status: 200 if at least one item worked, else the first error's, in its shape."""
     content: dict[str, Any] = {}
     status = 200
@@ -212,6 +221,8 @@ def render_answer(answer: Answer, context: RequestContext, *, is_plural: bool, u
         content["outputs"], not_finite = tensors_to_json(answer.tensors or {})
     else:
         items = [_item(item) for item in answer.items]
+        if prediction_ids is not None:
+            _add_ids(items, answer, prediction_ids)
         not_finite = any(_has_null(item) for item in items)
         content.update({"results": items} if is_plural else items[0])
         errors = [item for item in answer.items if isinstance(item, HeadwayError)]
@@ -242,6 +253,25 @@ def _item(item: Item | HeadwayError) -> dict[str, Any]:
             for prediction in item.predictions
         ]
     }
+
+
+def _add_ids(rendered: list[dict[str, Any]], answer: Answer, prediction_ids: PredictionIds) -> None:
+    """Give each item that is no error an id of its own; all of one request have one time."""
+    at_ms = time.time_ns() // 1_000_000
+    for content, item in zip(rendered, answer.items or (), strict=True):
+        if isinstance(item, Item):
+            best = item.predictions[:TOP]
+            prediction = Prediction(
+                answer.model,
+                answer.version,
+                answer.alias,
+                at_ms,
+                new_nonce(),
+                indices=tuple(one.index for one in best),
+                confidence=best[0].confidence if best else None,
+                value=item.value,
+            )
+            content["prediction_id"] = prediction_ids.sign(prediction)
 
 
 def _has_null(item: dict[str, Any]) -> bool:

@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DEFAULT_TOP_K = 5
 CONTENT_KEYS = ("image", "images", "inputs")
+# Its key was thrown away.
+EXAMPLE_ID = (
+    "AQAAAAGh_YxpADIQF7l16shn9dMSZWZmaWNpZW50bmV0LWxpdGUwBTEuMS4wBnN0YWJsZQFrhAMAAAEaAAABHQAAARmENHC-dFv8RzyMzEKrzKav"
+)
+_PREDICTION_ID = "Signed; to be sent back with feedback on this prediction. Absent where the server has no secret."
 
 
 class PredictRequest(BaseModel):
@@ -50,6 +55,7 @@ class ItemRead(BaseModel):
 
     predictions: list[PredictionRead] | None = None
     value: float | None = None
+    prediction_id: str | None = Field(None, examples=[EXAMPLE_ID], description=_PREDICTION_ID)
     error: str | None = None
     code: str | None = None
 
@@ -60,6 +66,7 @@ class PredictResponse(BaseModel):
 
     predictions: list[PredictionRead] | None = None
     value: float | None = None
+    prediction_id: str | None = Field(None, examples=[EXAMPLE_ID], description=_PREDICTION_ID)
     unit: str | None = None
     results: list[ItemRead] | None = None
     outputs: dict[str, Any] | None = None

@@ -18,8 +18,8 @@ from app.settings import Settings
 
 MISUSE, FAILURE = 2, 1
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 ModelsOption = Annotated[
     Path | None, typer.Option("--models", help="Registry directory. [env: HEADWAY_MODELS; default: models]")

@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 import app as package
-from app.cli import evaluate, models, models_add, models_change, predict, release, release_compare, serve
+from app.cli import (
+    compare,
+    db,
+    evaluate,
+    models,
+    models_add,
+    models_change,
+    predict,
+    quality,
+    release,
+    release_compare,
+    serve,
+)
 
 cli = typer.Typer(
     name="headway",
@@ -19,6 +31,8 @@ cli = typer.Typer(
 cli.command("serve")(serve.serve)
 cli.command("predict")(predict.predict)
 cli.command("evaluate")(evaluate.evaluate)
+cli.command("compare")(compare.compare)
+cli.command("quality")(quality.quality)
 models.cli.command("add")(models_add.add)
 for command in (
     models_change.diff,
@@ -31,6 +45,7 @@ for command in (
 cli.add_typer(models.cli, name="models")
 release.cli.command("compare")(release_compare.compare)
 cli.add_typer(release.cli, name="release")
+cli.add_typer(db.cli, name="db")
 
 
 def _print_version(wanted: bool) -> None:

@@ -16,6 +16,7 @@ from app.cli.console import FAILURE, MISUSE, ModelsOption, print_error, read_set
 from app.engine.cpu import Sizing, choose_sizing, cpu_allowance, memory_limit_bytes
 from app.errors import RegistryError
 from app.logs import configure_logging
+from app.monitoring.keys import SigningKeys
 from app.registry.quarantine import Quarantine
 from app.registry.store import Store
 from app.registry.versions import Version
@@ -64,6 +65,15 @@ def serve(
     raise typer.Exit(_run(settings, sizing))
 
 
+def _check_secret(settings: Settings) -> None:
+    """Raises ValueError; a worker would go on without prediction ids."""
+    try:
+        if settings.secret:
+            SigningKeys.parse([entry.get_secret_value() for entry in settings.secret])
+    except ValueError as exc:
+        raise ValueError(f"HEADWAY_SECRET: {exc}") from exc
+
+
 def _run(settings: Settings, sizing: Sizing) -> int:
     from app.server.master import serve as run_server
     from app.server.options import ServerOptions, count_slots
@@ -74,6 +84,7 @@ def _run(settings: Settings, sizing: Sizing) -> int:
         drain = 0.0 if sys.stdin.isatty() or sys.stderr.isatty() else 5.0
     banner = Banner(settings, sizing)
     try:
+        _check_secret(settings)
         options = ServerOptions(
             app="app.main:worker_app",
             host=settings.host,

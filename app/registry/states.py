@@ -60,3 +60,6 @@ class ModelStates:
             manifest = status.servable.manifest
             metrics.model_info.labels(*key, manifest.task, manifest.runtime).set(1)
             metrics.model(*key)
+            accuracy = next((entry.top1 for entry in manifest.evaluation[::-1] if entry.top1 is not None), None)
+            if accuracy is not None:
+                metrics.recorded_accuracy.labels(*key).set(accuracy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ async def _ask(
     await app(scope, receive, send)
     for message in sent:  # what differs from one run to the next
         message["headers"] = [pair for pair in message.get("headers", ()) if pair[0] != b"server-timing"]
+        if "body" in message:
+            message["body"] = re.sub(rb'"prediction_id":"[\w-]+"', b'"prediction_id":"one"', message["body"])
     return sent
 
 

@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import re
+import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,8 +15,15 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from app.api.schemas import PredictResponse
+from app.monitoring.keys import SigningKeys, load_keys
+from app.monitoring.prediction_id import PredictionIds
+from tests.fixtures_models import write_model
 from tests.recipes.foolbox_photos import foolbox_photos
+from tests.running import PATIENCE_SECONDS, RunningServer, running_server
 
+SECRET = "a secret of more than 16 bytes"
+RAW = {"content-type": "application/octet-stream"}
 STAGES = ["decode", "queue", "preprocess", "inference", "postprocess", "total"]
 
 
@@ -26,7 +35,7 @@ def test_predict_json_image_names_the_animal(client: httpx.Client, cat: bytes) -
     answer = client.post("/predict", json={"image": encode(cat), "top_k": 3})
     assert answer.status_code == 200
     body = answer.json()
-    assert set(body) == {"predictions", "model", "version", "alias", "request_id"}
+    assert set(body) == {"predictions", "prediction_id", "model", "version", "alias", "request_id"}
     assert body["model"] == "efficientnet-lite0"
     assert body["version"] == "1.1.0"
     assert body["alias"] == "stable"
@@ -66,7 +75,8 @@ def test_predict_images_answers_each_for_itself(client: httpx.Client, cat: bytes
     assert answer.status_code == 200
     results = answer.json()["results"]
     assert [result.get("code") for result in results] == [None, "bad_image", "bad_image", None]
-    assert results[0] == results[3]
+    assert results[0]["predictions"] == results[3]["predictions"]
+    assert [set(result) for result in results[:2]] == [{"predictions", "prediction_id"}, {"error", "code"}]
     assert results[0]["predictions"][0]["label"] == "tiger cat"
 
 
@@ -93,7 +103,8 @@ def test_predict_inputs_reads_digits(client: httpx.Client) -> None:
     read = [int(result["predictions"][0]["label"]) for result in results]
     assert np.mean(np.array(read) == labels[:50]) >= 0.96
     by_name = client.post("/predict", json={"inputs": {"pixels": pixels[:50].tolist()}, "model": "digits", "top_k": 2})
-    assert by_name.json()["results"] == results
+    again = [result["predictions"] for result in by_name.json()["results"]]
+    assert again == [result["predictions"] for result in results]
 
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
@@ -127,6 +138,77 @@ def test_predict_by_a_cascade(client: httpx.Client) -> None:
         labels = f'{{model="digits-cascade",step="{step}",version="1.0.0"}}'
         assert f"headway_cascade_answers_total{labels}" in text
     assert client.get("/models/digits-cascade/1.0.0").json()["manifest"]["composition"]["type"] == "cascade"
+
+
+def test_predict_signs_each_row_for_itself(server: RunningServer, client: httpx.Client) -> None:
+    """Workers have the one secret that stands in the file; what they sign is what they answer."""
+    before_ms = time.time_ns() // 1_000_000
+    rows = load_digits(return_X_y=True)[0][:20].tolist()
+    answers = [
+        client.post("/predict", json={"inputs": rows, "model": model, "top_k": 7}).json()
+        for model in ("digits", "digits@1.0.0")
+    ]
+    now_ms = time.time_ns() // 1_000_000
+    ids = PredictionIds(load_keys((), server.data_dir), max_age_seconds=3600)
+    found = [[ids.verify(result["prediction_id"], now_ms) for result in answer["results"]] for answer in answers]
+    assert len({prediction.nonce for predictions in found for prediction in predictions}) == 40
+    for answer, predictions in zip(answers, found, strict=True):
+        assert len({prediction.at_ms for prediction in predictions}) == 1
+        for result, prediction in zip(answer["results"], predictions, strict=True):
+            names = (prediction.model, prediction.version, prediction.alias)
+            assert names == (answer["model"], answer["version"], answer["alias"])
+            assert prediction.indices == tuple(one["index"] for one in result["predictions"][:5])
+            assert prediction.confidence == pytest.approx(result["predictions"][0]["confidence"], abs=1e-5)
+            assert before_ms <= prediction.at_ms <= now_ms
+
+
+def test_predict_signs_values_and_no_tensors(tmp_path: Path) -> None:
+    for kind in ("sum", "transpose"):
+        write_model(tmp_path / "models", kind, kind=kind)
+    settings = {"HEADWAY_MODELS": str(tmp_path / "models"), "HEADWAY_SECRET": f"1:{SECRET}:verify-only,9:{SECRET}"}
+    with running_server(tmp_path / "log", workers=1, **settings) as server:
+        value, not_finite, tensors = (
+            server.client.post(
+                f"{server.url}/predict?model={model}", content=np.array(row, "<f4").tobytes(), headers=RAW
+            )
+            for model, row in (("sum", [1, 2, 4]), ("sum", [np.nan, 0, 0]), ("transpose", range(6)))
+        )
+        assert not (server.data_dir / "secret").exists()
+    ids = PredictionIds(SigningKeys.parse([f"9:{SECRET}"]), max_age_seconds=3600)
+    now_ms = time.time_ns() // 1_000_000
+    assert ids.verify(value.json()["results"][0]["prediction_id"], now_ms).value == 7
+    assert ids.verify(not_finite.json()["results"][0]["prediction_id"], now_ms).value is None
+    assert "outputs" in tensors.json()
+    assert "prediction_id" not in tensors.text
+
+
+@pytest.mark.parametrize(
+    ("secret", "words"),
+    [("", "can be neither read nor made"), ("1:short", "HEADWAY_SECRET: entry 1: the secret has 5")],
+)
+def test_predict_without_a_secret_answers_without_ids(tmp_path: Path, secret: str, words: str) -> None:
+    write_model(tmp_path / "models", "sum", kind="sum")
+    (tmp_path / "file").touch()
+    settings = {"HEADWAY_MODELS": str(tmp_path / "models"), "HEADWAY_DATA_DIR": str(tmp_path / "file")}
+    with running_server(tmp_path / "log", workers=2, HEADWAY_SECRET=secret, **settings) as server:
+        answer = server.client.post(f"{server.url}/predict", json={"inputs": [[1, 2, 4]], "model": "sum"})
+        assert answer.json()["results"] == [{"value": 7}]
+        limit = time.monotonic() + PATIENCE_SECONDS
+        while words not in server.log.read_text() and time.monotonic() < limit:  # by the first of the workers
+            time.sleep(0.02)
+    log = (tmp_path / "log").read_text()
+    assert log.count("answers have no prediction_id") == log.count(words) == 1
+
+
+def test_predict_documents_the_id(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    for schema in ("PredictResponse", "ItemRead"):
+        assert document["components"]["schemas"][schema]["properties"]["prediction_id"]["description"]
+    examples = document["paths"]["/predict"]["post"]["responses"]["200"]["content"]["application/json"]["examples"]
+    for example in examples.values():
+        PredictResponse.model_validate(example["value"])
+    assert "prediction_id" in examples["image"]["value"]
+    assert "prediction_id" in examples["inputs"]["value"]["results"][0]
 
 
 def test_predict_rows_equal_each_alone(client: httpx.Client) -> None:

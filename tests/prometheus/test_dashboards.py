@@ -1,0 +1,154 @@
+"""Each panel of each dashboard has data: a real Prometheus that scraped a real server of two workers under traffic."""
+
+from __future__ import annotations
+
+import json
+import math
+import runpy
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.running import CAT, PATIENCE_SECONDS, ROOT, RunningServer, running_server
+from tests.tools import require_command
+
+SCRIPT = ROOT / "scripts/dashboards.py"
+DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
+
+
+def _panels(path: Path) -> list[dict[str, Any]]:
+    panels: list[dict[str, Any]] = json.loads(path.read_text())["panels"]
+    return panels
+
+
+QUERIES = [
+    pytest.param(target["expr"], id=f"{path.stem}: {panel['title']}: {target['refId']}")
+    for path in DASHBOARDS
+    for panel in _panels(path)
+    for target in panel["targets"]
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("watched")
+    with running_server(folder / "log", "--threads", "1") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def prometheus(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prometheus with our configuration, but for the target, which has been scraped under traffic."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    program = require_command("prometheus", "prometheus")
+    configuration = yaml.safe_load((ROOT / "prometheus.yml").read_text())
+    configuration["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    configuration["rule_files"] = [str(ROOT / pattern) for pattern in configuration["rule_files"]]
+    del configuration["alerting"]
+    (job,) = (job for job in configuration["scrape_configs"] if job["job_name"] == "headway")
+    job["static_configs"] = [{"targets": [server.url.removeprefix("http://")]}]
+    configuration["scrape_configs"] = [job]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = ["--config.file", str(folder / "prometheus.yml"), "--storage.tsdb.path", str(folder / "data")]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, *flags, "--web.listen-address", address], stdout=log, stderr=log)
+    try:
+        url = f"http://{address}"
+        _wait_until_scraped(url, process)
+        _make_traffic(server)
+        _wait_for_value(url, 'headway_requests_total{code="503"}')
+        _make_traffic(server)
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE_SECONDS)
+
+
+def _ask(url: str, query: str) -> list[float]:
+    answer = httpx.get(f"{url}/api/v1/query", params={"query": query}, timeout=PATIENCE_SECONDS).json()
+    assert answer["status"] == "success", answer
+    return [float(series["value"][1]) for series in answer["data"]["result"]]
+
+
+def _wait_until_scraped(url: str, process: subprocess.Popen[bytes]) -> None:
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < limit:
+        assert process.poll() is None, "Prometheus has ended"
+        try:
+            if _ask(url, "up == 1"):
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("Prometheus has not scraped the server")
+
+
+def _wait_for_value(url: str, query: str) -> None:
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while not _ask(url, query):
+        assert time.monotonic() < limit, f"no series: {query}"
+        time.sleep(0.1)
+
+
+def _make_traffic(server: RunningServer) -> None:
+    """Answers, refusals (more photos at once than can be answered in 60 ms) and feedback."""
+    photo = CAT.read_bytes()
+    with httpx.Client(timeout=PATIENCE_SECONDS) as client:
+        for label in ("tabby cat", "tiger cat", "tiger cat"):
+            answer = client.post(f"{server.url}/predict", content=photo, headers={"content-type": "image/jpeg"})
+            feedback = {"prediction_id": answer.json()["prediction_id"], "label": label, "rating": 4}
+            assert client.post(f"{server.url}/feedback", json=feedback).status_code == 200
+        content = {"inputs": [[0.0] * 64], "model": "digits"}
+        assert client.post(f"{server.url}/predict", json=content).status_code == 200
+    refused = 0
+    while not refused:
+        refused = _overload(server, photo)
+
+
+def _overload(server: RunningServer, photo: bytes) -> int:
+    """Sends 60 photos at once; returns how many were refused."""
+    head = f"POST /predict HTTP/1.1\r\nhost: t\r\ncontent-type: image/jpeg\r\ncontent-length: {len(photo)}\r\n"
+    request = (head + "headway-timeout-ms: 60\r\n\r\n").encode() + photo
+    address = httpx.URL(server.url)
+    connections = [socket.create_connection((address.host, address.port or 0)) for _ in range(60)]
+    try:
+        for connection in connections:
+            connection.settimeout(PATIENCE_SECONDS)
+            connection.sendall(request)
+        return sum(connection.recv(12).endswith(b"503") for connection in connections)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+@pytest.mark.parametrize("name", [path.stem for path in DASHBOARDS])
+def test_dashboard_is_current(name: str) -> None:
+    assert (ROOT / f"grafana/dashboards/{name}.json").read_text() == runpy.run_path(str(SCRIPT))["render"](name), (
+        "run scripts/dashboards.py"
+    )
+
+
+def test_panels_do_not_hide_that_they_have_no_data() -> None:
+    for query in QUERIES:
+        assert "vector(" not in query.values[0]
+        assert "absent" not in query.values[0]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_panel_has_data(prometheus: str, query: str) -> None:
+    query = query.replace("$__rate_interval", "5m").replace("$model", ".*")
+    limit = time.monotonic() + PATIENCE_SECONDS
+    while not any(math.isfinite(value) for value in _ask(prometheus, query)):
+        assert time.monotonic() < limit, f"no data: {query}"
+        time.sleep(0.2)
