@@ -108,7 +108,7 @@ def test_compare_by_hand(store: Store, tmp_path: Path) -> None:
         progress=lambda: steps.append(1),
     )
     assert len(steps) == 8
-    assert (found.labels, found.support) == (COLOUR_LABELS, 8)
+    assert (found.labels, found.images) == (COLOUR_LABELS, 8)
     first, other = found.versions
     assert (first.name, first.evaluation.n, first.evaluation.top1, first.rating) == ("colour@1.0.0", 6, 4 / 6, None)
     assert (other.name, other.evaluation.n, other.evaluation.top1, other.rating) == ("colour@1.1.0", 6, 2 / 6, 4.5)
