@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from app.monitoring.keys import SigningKeys, load_keys
 from app.monitoring.prediction_id import PredictionIds
 from tests.fixtures_models import write_model
 from tests.recipes.foolbox_photos import foolbox_photos
-from tests.running import PATIENCE_SECONDS, RunningServer, running_server
+from tests.running import PATIENCE_SECONDS, ROOT, RunningServer, running_server
 
 SECRET = "a secret of more than 16 bytes"
 RAW = {"content-type": "application/octet-stream"}
@@ -182,15 +185,12 @@ def test_predict_signs_values_and_no_tensors(tmp_path: Path) -> None:
     assert "prediction_id" not in tensors.text
 
 
-@pytest.mark.parametrize(
-    ("secret", "words"),
-    [("", "can be neither read nor made"), ("1:short", "HEADWAY_SECRET: entry 1: the secret has 5")],
-)
-def test_predict_without_a_secret_answers_without_ids(tmp_path: Path, secret: str, words: str) -> None:
+def test_predict_without_a_secret_answers_without_ids(tmp_path: Path) -> None:
+    words = "can be neither read nor made"
     write_model(tmp_path / "models", "sum", kind="sum")
     (tmp_path / "file").touch()
     settings = {"HEADWAY_MODELS": str(tmp_path / "models"), "HEADWAY_DATA_DIR": str(tmp_path / "file")}
-    with running_server(tmp_path / "log", workers=2, HEADWAY_SECRET=secret, **settings) as server:
+    with running_server(tmp_path / "log", workers=2, **settings) as server:
         answer = server.client.post(f"{server.url}/predict", json={"inputs": [[1, 2, 4]], "model": "sum"})
         assert answer.json()["results"] == [{"value": 7}]
         limit = time.monotonic() + PATIENCE_SECONDS
@@ -198,6 +198,14 @@ def test_predict_without_a_secret_answers_without_ids(tmp_path: Path, secret: st
             time.sleep(0.02)
     log = (tmp_path / "log").read_text()
     assert log.count("answers have no prediction_id") == log.count(words) == 1
+
+
+def test_server_with_a_wrong_secret_does_not_start() -> None:
+    environment = os.environ | {"HEADWAY_SECRET": "1:short"}
+    command = [sys.executable, "-m", "app.cli.main", "serve", "--port", "0"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 1
+    assert "HEADWAY_SECRET: entry 1: the secret has 5 bytes; it must have 16 at least" in done.stderr
 
 
 def test_predict_documents_the_id(client: httpx.Client) -> None:
