@@ -21,6 +21,8 @@ SECRET_NAME = "secret"
 _VERIFY_ONLY = "verify-only"
 _LARGEST_ID = 255
 _LEAST_SECRET_BYTES = 16
+# That of a key of BLAKE2b.
+_MOST_SECRET_BYTES = 64
 _LARGEST_FILE_BYTES = 64 * 1024
 _SOLUTION = "set HEADWAY_SECRET to 1:SECRET, with a random secret (as of: openssl rand -hex 32)"
 
@@ -49,7 +51,7 @@ class SigningKeys:
 
     @classmethod
     def parse(cls, entries: Sequence[str]) -> SigningKeys:
-        """`entries` are `ID:SECRET`, or `ID:SECRET:verify-only`; secrets are texts of 16 bytes at least, without `:`.
+        """`entries` are `ID:SECRET`, or `ID:SECRET:verify-only`; secrets are texts of 16 to 64 bytes, without `:`.
 
         Raises ValueError, which names an entry by its place and never shows it.
         """
@@ -96,6 +98,8 @@ def _parse_key(entry: str, where: str) -> SigningKey:
     secret = rest[0].encode()
     if len(secret) < _LEAST_SECRET_BYTES:
         raise ValueError(f"{where}: the secret has {len(secret)} bytes; it must have {_LEAST_SECRET_BYTES} at least")
+    if len(secret) > _MOST_SECRET_BYTES:
+        raise ValueError(f"{where}: the secret has {len(secret)} bytes; it must have {_MOST_SECRET_BYTES} at most")
     return SigningKey(int(key_id), secret, is_verify_only=len(rest) == 2)
 
 
