@@ -45,6 +45,7 @@ class ModelMetrics:
         self._durations: dict[str, Histogram] = {}
         self._stages = {stage: metrics.stage_duration.labels(model, version, stage) for stage in STAGES}
         self._batch_size = metrics.batch_size.labels(model, version)
+        self._low_confidence: Counter | None = None
         self.in_flight = metrics.in_flight_requests.labels(model)
 
     def count(self, protocol: str, code: int, duration_seconds: float) -> None:
@@ -66,6 +67,16 @@ class ModelMetrics:
 
     def observe_batch(self, rows: int) -> None:
         self._metrics.deferred.observe(self._batch_size, rows)
+
+    def count_violation(self, input: str, kind: str, action: str, values: int) -> None:
+        self._metrics.input_violations.labels(*self._labels, input, kind, action).inc(values)
+
+    def count_low_confidence(self, answers: int) -> None:
+        """Also 0: the metric is there from the first answer on."""
+        if self._low_confidence is None:
+            self._low_confidence = self._metrics.low_confidence.labels(*self._labels)
+        if answers:
+            self._low_confidence.inc(answers)
 
 
 class ShadowMetrics:
@@ -162,6 +173,24 @@ class Metrics:
             "headway_cascade_answers_total",
             "Rows and images that a cascade answered, by the step whose answer was taken.",
             (*by_version, "step"),
+            registry=registry,
+        )
+        self.input_violations = Counter(
+            "headway_input_violations_total",
+            "Values that a policy found; kind = missing, out_of_range, outlier; action = reject, clip, impute, flag.",
+            (*by_version, "input", "kind", "action"),
+            registry=registry,
+        )
+        self.undecodable_images = Counter(
+            "headway_undecodable_images_total",
+            "Images that could not be decoded; model = unknown where the base64 of an only image could not be.",
+            ("model",),
+            registry=registry,
+        )
+        self.low_confidence = Counter(
+            "headway_low_confidence_total",
+            "Rows and images whose first confidence is below answer.low_confidence of model.yaml, or not finite.",
+            by_version,
             registry=registry,
         )
         self.feedback = Counter(

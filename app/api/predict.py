@@ -26,8 +26,8 @@ from app.api.peek import peek_json, peek_query
 from app.engine.call import Answer, Call
 from app.engine.inference import Inference
 from app.engine.lane import Priority
-from app.errors import HeadwayError, MalformedRequest, ModelNotReady, ModelRequired, Overloaded
-from app.metrics import Metrics
+from app.errors import HeadwayError, InvalidImage, MalformedRequest, ModelNotReady, ModelRequired, Overloaded
+from app.metrics import UNKNOWN, Metrics
 from app.monitoring.prediction_id import TOP, Prediction, PredictionIds, new_nonce
 from app.processing.tensor import tensors_to_json
 from app.registry.lifecycle import Resolved
@@ -94,7 +94,7 @@ class PredictApi:
         seconds_left = arrived + deadline_ms / 1e3 - time.monotonic()
         if self._inference.is_busy:
             self._check_room(request, body, seconds_left, priority)
-        wire = await parse_content(request, body, self._max_items)
+        wire = await self._parse(request, body)
         routing_key = _routing_key(context.headers)
         resolved = await self._resolve(wire, routing_key, arrived + deadline_ms / 1e3)
         _note_model(context, resolved)
@@ -120,6 +120,13 @@ class PredictApi:
             answer, context, self._prediction_ids, is_plural=wire.image is None, unit=unit
         )
         return JsonAnswer(content_bytes, status, _server_timing(context))
+
+    async def _parse(self, request: Request, body: bytes) -> PredictContent:
+        try:
+            return await parse_content(request, body, self._max_items)
+        except InvalidImage:
+            self._metrics.undecodable_images.labels(UNKNOWN).inc()
+            raise
 
     async def _resolve(self, wire: PredictContent, routing_key: bytes | None, deadline: float) -> Resolved:
         """Waits for a version that is being loaded, as long as there is time."""
@@ -237,8 +244,11 @@ def render_answer(
         "alias": answer.alias,
         "request_id": context.request_id,
     }
+    warnings = [violation.message for violation in answer.violations]
     if not_finite:
-        content["warnings"] = ["the model gave values that are not finite (NaN or infinity); they are null here"]
+        warnings.append("the model gave values that are not finite (NaN or infinity); they are null here")
+    if warnings:
+        content["warnings"] = warnings
     return to_json(content), status
 
 

@@ -74,7 +74,10 @@ class PredictResponse(BaseModel):
     version: str = Field(examples=["1.1.0"])
     alias: str | None = Field(examples=["stable"])
     request_id: str = Field(examples=["3f0c6d1be2f94a3f8a3c2f6f0d9b7a55"])
-    warnings: list[str] | None = None
+    warnings: list[str] | None = Field(
+        None,
+        description="What was changed or flagged in the inputs by their policies, and outputs that are not finite.",
+    )
 
 
 class ErrorResponse(BaseModel):

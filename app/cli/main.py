@@ -8,6 +8,7 @@ import typer
 
 import app as package
 from app.cli import (
+    baseline,
     compare,
     db,
     evaluate,
@@ -32,6 +33,7 @@ cli.command("serve")(serve.serve)
 cli.command("predict")(predict.predict)
 cli.command("evaluate")(evaluate.evaluate)
 cli.command("compare")(compare.compare)
+cli.command("baseline")(baseline.baseline)
 cli.command("quality")(quality.quality)
 models.cli.command("add")(models_add.add)
 for command in (

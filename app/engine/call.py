@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from app.engine.lane import Priority
 from app.errors import HeadwayError
+from app.processing.consistency import Violation
 from app.registry.servable import Content, Item
 from app.tensors import Tensors
 
@@ -70,7 +71,8 @@ class Answer:
     """`items` has one entry for each row or image of the call, in order; an image that failed is its error.
 
     `tensors` is set for calls of tensors and for models whose answer is the tensors themselves. `answered_by`: of a
-    cascade the number of the step that answered each row or image that has an answer.
+    cascade the number of the step that answered each row or image that has an answer. `violations`: what the policies
+    of the inputs found, and changed or flagged.
     """
 
     model: str
@@ -80,3 +82,4 @@ class Answer:
     tensors: Tensors | None
     timings: Timings = field(default_factory=Timings)
     answered_by: tuple[int, ...] | None = None
+    violations: tuple[Violation, ...] = ()

@@ -10,6 +10,8 @@ from typing import Any
 from app.engine.call import Call, Timings
 from app.engine.lane import Work
 from app.errors import HeadwayError, InvalidContent
+from app.metrics import Metrics
+from app.processing.consistency import Violation
 from app.registry.batch_axis import unstack
 from app.registry.servable import Content, ContentKind, Item, Servable
 from app.runtimes.base import Cancellation
@@ -18,12 +20,16 @@ from app.tensors import Tensors
 
 @dataclass(slots=True)
 class Piece:
-    """What one work computes: an encoded image or so (`kind` is set), or rows of tensors."""
+    """What one work computes: an encoded image or so (`kind` is set), or rows of tensors.
+
+    `violations` of a call stand in the first of its works.
+    """
 
     kind: ContentKind | None
     item: Any
     outputs: tuple[str, ...] | None
     top_k: int
+    violations: tuple[Violation, ...] = ()
 
 
 @dataclass(slots=True)
@@ -35,14 +41,16 @@ class Part:
     timings: Timings
     run_rows: int | None
     answered_by: tuple[int, ...] | None = None
+    violations: tuple[Violation, ...] = ()
 
 
 class Execution:
     """The batcher's `Executor` for a servable. `works` is called in the event loop, `run` in any thread."""
 
-    def __init__(self, servable: Servable) -> None:
+    def __init__(self, servable: Servable, metrics: Metrics | None = None) -> None:
         limits, batch = servable.manifest.limits, servable.manifest.batch
         self._servable = servable
+        self._metrics = metrics
         self.model = servable.name
         self.queue_limit = limits.queue
         self.max_rows = servable.max_batch_size
@@ -61,13 +69,9 @@ class Execution:
         Raises InvalidContent and its kin.
         """
         servable = self._servable
-        if not isinstance(call.inputs, Content):
-            servable.check(call.inputs)
-            return self._split(call.inputs, call)
+        if not isinstance(call.inputs, Content) or call.inputs.kind == "tensor":
+            return self._rows(call.inputs, call)
         kind = call.inputs.kind
-        if kind == "tensor":
-            (item,) = call.inputs.items
-            return self._split(servable.prepare(kind, item), call)
         if call.is_plural and servable.manifest.answer.type == "tensor":
             raise InvalidContent(
                 f"{servable.name} answers with tensors, for one {servable.kind} a request; send it alone"
@@ -95,6 +99,22 @@ class Execution:
         if ready:
             self._run_together(works, ready, timings, results, cancellation)
         return results
+
+    def _rows(self, inputs: Content | Tensors, call: Call) -> list[Work | HeadwayError]:
+        """The works of rows, which were held against the policies of the inputs. Raises InvalidTensor."""
+        found: list[Violation] = []
+        try:
+            if isinstance(inputs, Content):
+                (item,) = inputs.items
+                tensors: Tensors = self._servable.prepare(inputs.kind, item, found)
+            else:
+                tensors = self._servable.check(inputs, found)
+        finally:
+            if found and self._metrics is not None:
+                bound = self._metrics.model(self.model, self._servable.version)
+                for one in found:
+                    bound.count_violation(one.input, one.kind, one.action, one.count)
+        return self._split(tensors, call, tuple(found))
 
     def _prepare(self, piece: Piece) -> Tensors:
         tensors: Tensors = self._servable.prepare(piece.kind, piece.item) if piece.kind is not None else piece.item
@@ -132,7 +152,7 @@ class Execution:
                 continue
             timings[number].postprocess = time.perf_counter() - begun
             run_rows = sum(counts) if number == ready[0][0] else None
-            results[number] = Part(items, share, timings[number], run_rows)
+            results[number] = Part(items, share, timings[number], run_rows, violations=piece.violations)
 
     def _shares(
         self,
@@ -148,14 +168,17 @@ class Execution:
             return [self._servable.run(tensors, outputs, cancellation)]
         return unstack(self._servable.run(axis.stack(inputs), outputs, cancellation), counts)
 
-    def _split(self, tensors: Tensors, call: Call) -> list[Work | HeadwayError]:
+    def _split(self, tensors: Tensors, call: Call, found: tuple[Violation, ...]) -> list[Work | HeadwayError]:
         axis = self._servable.batch_axis
         rows = axis.count(tensors) if axis is not None else 1
         signature = self._signature(tensors, call.outputs)
         if axis is None or rows <= self.max_rows:
-            return [Work(Piece(None, tensors, call.outputs, call.top_k), rows, signature)]
+            return [Work(Piece(None, tensors, call.outputs, call.top_k, found), rows, signature)]
         parts = [axis.take(tensors, first, first + self.max_rows) for first in range(0, rows, self.max_rows)]
-        return [Work(Piece(None, part, call.outputs, call.top_k), axis.count(part), signature) for part in parts]
+        return [
+            Work(Piece(None, part, call.outputs, call.top_k, () if number else found), axis.count(part), signature)
+            for number, part in enumerate(parts)
+        ]
 
     def _signature(self, tensors: Tensors, outputs: tuple[str, ...] | None) -> Hashable:
         """Equal for tensors that may stand in one run; None for those that may not share one."""

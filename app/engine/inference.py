@@ -13,11 +13,13 @@ from app.engine.composition import Composer, run_now
 from app.engine.execution import Execution, Part
 from app.engine.lane import Priority, Work
 from app.engine.shadow import Shadow
-from app.errors import HeadwayError
+from app.errors import HeadwayError, InvalidImage
 from app.metrics import Metrics
+from app.processing.consistency import Violation
 from app.registry.batch_axis import join
 from app.registry.composed import Composed
 from app.registry.lifecycle import Registry, Resolved
+from app.registry.manifest import ClassificationAnswer
 from app.registry.servable import ContentKind, Item, Servable
 from app.registry.versions import ModelRef
 from app.runtimes.base import Cancellation
@@ -55,10 +57,17 @@ class Inference:
         if self._composer is None:
             raise RuntimeError("this Inference was made without a batcher; use predict_now")
         servable = resolved.servable
-        if isinstance(servable, Composed):
-            answer = _assemble(call, resolved, await self._composer.run(call, servable))
-        else:
-            answer = await self._answer(call, resolved)
+        try:
+            if isinstance(servable, Composed):
+                answer = _assemble(call, resolved, await self._composer.run(call, servable))
+            else:
+                answer = await self._answer(call, resolved)
+        except InvalidImage:
+            if self._metrics is not None:
+                self._metrics.undecodable_images.labels(servable.name).inc()
+            raise
+        if self._metrics is not None:
+            _count_items(self._metrics, servable, answer)
         if self._shadow is not None and (shadow := self.registry.shadow_of(servable.name)) is not None:
             self._shadow.offer(*shadow, call, answer)
         return answer
@@ -142,7 +151,7 @@ class Inference:
     def _execution(self, servable: Servable) -> Execution:
         execution = self._executions.get(servable)
         if execution is None:
-            execution = self._executions[servable] = Execution(servable)
+            execution = self._executions[servable] = Execution(servable, self._metrics)
         return execution
 
 
@@ -152,12 +161,14 @@ def _assemble(call: Call, resolved: Resolved, results: Sequence[Part | BaseExcep
     items: list[Item | HeadwayError] = []
     outputs: list[Tensors] = []
     answered_by: list[int] = []
+    violations: tuple[Violation, ...] = ()
     for result in results:
         if isinstance(result, Part):
             timings.add(result.timings)
             items.extend(result.items or ())
             outputs.append(result.tensors)
             answered_by.extend(result.answered_by or ())
+            violations += result.violations
         elif isinstance(result, HeadwayError) and call.is_plural:
             items.append(result)
         else:
@@ -172,4 +183,21 @@ def _assemble(call: Call, resolved: Resolved, results: Sequence[Part | BaseExcep
         tensors=None if call.is_plural else join(outputs),
         timings=timings,
         answered_by=tuple(answered_by) or None,
+        violations=violations,
     )
+
+
+def _count_items(metrics: Metrics, servable: Servable, answer: Answer) -> None:
+    """Of an answer: images that could not be decoded, and items that the version is not sure of."""
+    kind = servable.manifest.answer
+    least = kind.low_confidence if isinstance(kind, ClassificationAnswer) else None
+    if answer.items is None or (least is None and servable.kind != "image"):
+        return
+    undecodable = sum(isinstance(item, InvalidImage) for item in answer.items)
+    if undecodable:
+        metrics.undecodable_images.labels(servable.name).inc(undecodable)
+    if least is not None:
+        firsts = (item.predictions[0].confidence for item in answer.items if isinstance(item, Item))
+        metrics.model(servable.name, servable.version).count_low_confidence(
+            sum(first is None or first < least for first in firsts)
+        )

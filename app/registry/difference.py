@@ -75,6 +75,7 @@ def compare(old: Content, new: Content) -> list[Change]:
         ("labels", _numbered(old.labels), _numbered(new.labels), Bump.MAJOR),
         ("files", _model_files(before, model=True), _model_files(after, model=True), Bump.MINOR),
         ("composition", _composition(before), _composition(after), Bump.MINOR),
+        ("values", _values(before), _values(after), Bump.MINOR),
         ("processing", _flat(before.processing, "type"), _flat(after.processing, "type"), Bump.PATCH),
         ("answer", _flat(before.answer, *_IN_SIGNATURE), _flat(after.answer, *_IN_SIGNATURE), Bump.PATCH),
         *(
@@ -151,7 +152,8 @@ def _numbered(labels: Sequence[str] | None) -> dict[str, str]:
 
 def _model_files(manifest: Manifest, *, model: bool) -> dict[str, str]:
     """Digests of the files that are the model, or of the others."""
-    named = {manifest.golden.file if manifest.golden else None, getattr(manifest.answer, "labels", None)}
+    golden = manifest.golden.file if manifest.golden else None
+    named = {golden, getattr(manifest.answer, "labels", None), manifest.baseline}
     return {
         name: f"{entry.sha256[:12]} ({entry.bytes} bytes)"
         for name, entry in manifest.files.items()
@@ -174,6 +176,12 @@ def _evaluation(manifest: Manifest) -> dict[str, str]:
         for key, value in _flat(entry).items():
             found[f"[{number}].{key}"] = value
     return found
+
+
+def _values(manifest: Manifest) -> dict[str, str]:
+    """What is done about values that are missing or out of range: what one version takes another may refuse."""
+    policies = {entry.name: _flat(entry.values) for entry in manifest.inputs}
+    return {f"{name}.{key}": value for name, flat in policies.items() for key, value in flat.items()}
 
 
 def _rest(manifest: Manifest) -> dict[str, str]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from app.errors import InsufficientMemory, RegistryError, RunFailed
+from app.registry.baseline import load_baseline
 from app.registry.composed import Composed, ResolveStep
 from app.registry.golden import run_golden_tests
 from app.registry.manifest import Manifest, read_manifest
@@ -43,6 +44,7 @@ def load_servable(
     """
     manifest = read_manifest(directory)
     verify_files(directory, manifest.files)
+    load_baseline(directory, manifest)
     needed = manifest.needed_bytes
     if available_bytes is not None and needed > available_bytes:
         raise InsufficientMemory(

@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.errors import RegistryError
+from app.processing.consistency import InputCheck
 from app.processing.image import ImageProcessing
 from app.processing.tensor import TensorProcessing
+from app.processing.value_policy import ValuePolicy
 from app.registry.steps import Composition
 from app.registry.versions import MODEL_NAME, Version
 from app.registry.yaml import read_yaml
@@ -36,10 +38,19 @@ class FileEntry(_Section):
 
 
 class TensorEntry(_Section):
+    """`values` is for inputs."""
+
     name: str = Field(min_length=1, max_length=256)
     datatype: Datatype
     shape: tuple[Annotated[int, Field(ge=-1)], ...]
     batched: bool = True
+    values: ValuePolicy | None = None
+
+    @model_validator(mode="after")
+    def _fitting_values(self) -> TensorEntry:
+        if self.values is not None:
+            InputCheck(self.spec, self.values)
+        return self
 
     @property
     def spec(self) -> TensorSpec:
@@ -69,12 +80,16 @@ class Limits(_Section):
 
 
 class ClassificationAnswer(_Section):
-    """`activation` says whether the output is logits: none (already probabilities), softmax or sigmoid."""
+    """`activation` says whether the output is logits: none (already probabilities), softmax or sigmoid.
+
+    Answers whose first confidence is below `low_confidence` are counted.
+    """
 
     type: Literal["classification"]
     output: str
     activation: Literal["none", "softmax", "sigmoid"]
     labels: str
+    low_confidence: float | None = Field(default=None, ge=0, le=1)
 
 
 class RegressionAnswer(_Section):
@@ -143,6 +158,7 @@ class Manifest(_Section):
     processing: Annotated[ImageProcessing | TensorProcessing, Field(discriminator="type")]
     answer: Annotated[ClassificationAnswer | RegressionAnswer | TensorAnswer, Field(discriminator="type")]
     golden: Golden | None = None
+    baseline: str | None = None
     licence: str = Field(min_length=1)
     training: Training | None = None
     evaluation: tuple[Evaluation, ...] = ()
@@ -190,6 +206,8 @@ class Manifest(_Section):
             needed.append(self.answer.labels)
         if self.golden:
             needed.append(self.golden.file)
+        if self.baseline is not None:
+            needed.append(self.baseline)
         for name in needed:
             if name not in self.files:
                 raise ValueError(f"files lacks {name!r}, which this version reads; add it with its sha256 and bytes")

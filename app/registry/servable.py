@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from app.errors import InvalidContent, InvalidTensor, RegistryError
 from app.processing.classification import Classification, Prediction
+from app.processing.consistency import Consistency, Violation
 from app.processing.image import ImageProcessing, ImageProcessor
 from app.processing.tensor import check_tensors, tensors_from_json
 from app.registry.batch_axis import BatchAxis, join, mixes_rows
@@ -75,6 +76,7 @@ class Servable:
         self._image_input = manifest.inputs[0].name
         self._images = ImageProcessor(manifest.processing) if isinstance(manifest.processing, ImageProcessing) else None
         self._check_images()
+        self.consistency = self._consistency()
         self.classification = self._classification()
 
     @property
@@ -85,20 +87,32 @@ class Servable:
     def max_batch_size(self) -> int:
         return self.manifest.batch.max_size if self.batch_axis is not None and not self.batch_axis.is_one else 1
 
-    def prepare(self, kind: ContentKind, item: Any) -> dict[str, Array]:
-        """One item of content to the model's inputs. Raises InvalidContent and its kin."""
+    def prepare(self, kind: ContentKind, item: Any, found: list[Violation] | None = None) -> dict[str, Array]:
+        """One item of content to the model's inputs. Raises InvalidContent and its kin.
+
+        What the policies of the inputs find is added to `found`, also where they reject it.
+        """
         if kind != self.kind:
             raise InvalidContent(f"{self.name} takes {_KIND_WORDS[self.kind]}, not {_KIND_WORDS[kind]}")
         if self._images is not None:
             return {self._image_input: self._images.prepare(item)}
+        if self.consistency is not None:
+            return self.consistency.read(item, self.input_specs, [] if found is None else found)
         return tensors_from_json(item, self.input_specs)
 
     def run_item(self, kind: ContentKind, item: Any) -> Tensors:
         """`prepare` and `run` of one item."""
         return self.run(self.prepare(kind, item))
 
-    def check(self, tensors: Tensors) -> None:
+    def check(self, tensors: Tensors, found: list[Violation] | None = None) -> Tensors:
+        """What the model may be given of these: themselves, but for what the policies of the inputs change.
+
+        Raises InvalidTensor. As to `found` see `prepare`.
+        """
+        if self.consistency is not None:
+            return self.consistency.check(tensors, self.input_specs, [] if found is None else found)
         check_tensors(tensors, self.input_specs)
+        return tensors
 
     def check_batch_axis(self) -> None:
         """Try whether rows are answered each for itself; where not, a call is one run. Raises RegistryError.
@@ -170,6 +184,20 @@ class Servable:
 
     def close(self) -> None:
         self.runtime.close()
+
+    def _consistency(self) -> Consistency | None:
+        """Raises RegistryError where `values` stands beside numbers that are not the caller's."""
+        specs, path = {spec.name: spec for spec in self.input_specs}, self.directory / "model.yaml"
+        policies = [(specs[entry.name], entry.values) for entry in self.manifest.inputs if entry.values is not None]
+        if any(entry.values is not None for entry in self.manifest.outputs):
+            raise RegistryError(f"{path}: outputs: values is for inputs; leave it out here")
+        if not policies:
+            return None
+        if self._images is not None:
+            raise RegistryError(f"{path}: inputs: values is for numbers of callers, and this version takes images")
+        if self.manifest.composition is not None:
+            raise RegistryError(f"{path}: inputs: a composition has no values; write them in model.yaml of its steps")
+        return Consistency(policies)
 
     def _classification(self) -> Classification | None:
         answer = self.manifest.answer

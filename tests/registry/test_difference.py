@@ -13,6 +13,7 @@ from app.registry.versions import Version
 from tests.fixtures_models import onnx_bytes, write_model
 
 X4 = [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+LIMITED = [{"name": "x", "datatype": "FP32", "shape": [-1, 3], "values": {"range": {"action": "reject", "low": 0}}}]
 X64 = [{"name": "x", "datatype": "FP64", "shape": [-1, 3]}]
 Y = [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}]
 ONE_ROW = {
@@ -47,6 +48,8 @@ RULES: dict[str, tuple[Bump, str, dict[str, Any], dict[str, Any]]] = {
     "golden requests": (Bump.PATCH, "scores", {}, GOLDEN),
     "licence": (Bump.PATCH, "scores", {}, {"licence": "MIT"}),
     "evaluation": (Bump.PATCH, "scores", {}, {"evaluation": [{"data": "d", "n": 5, "top1": 0.5}]}),
+    "baseline": (Bump.PATCH, "scores", {}, {"baseline": "baseline.json", "files": {"baseline.json": b"{}"}}),
+    "values": (Bump.MINOR, "scores", {}, {"inputs": LIMITED}),
     "parent": (Bump.PATCH, "scores", {}, {"parent": {"version": "0.9.0", "how": "again"}}),
 }  # fmt: skip
 
