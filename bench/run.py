@@ -39,7 +39,9 @@ def main() -> None:
         root = Path(folder)
         write_registry(root)
         cores = len(os.sched_getaffinity(0))
-        targets = [headway(root), plain_fastapi(root, cores), *(peer_targets(root, cores) if options.peers else ())]
+        # As all the others are run: without a line in a log for each request.
+        own = headway(root, HEADWAY_ACCESS_LOG_SAMPLE="0")
+        targets = [own, plain_fastapi(root, cores), *(peer_targets(root, cores) if options.peers else ())]
         for number in range(options.rounds):
             # In turn, first one way, then the other: who goes last finds a warmer machine.
             ordered = targets if number % 2 == 0 else targets[::-1]
