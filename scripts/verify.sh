@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 report=docs/verification/latest.txt
 mkdir -p "$(dirname "$report")"
-exec > >(tee "$report") 2>&1
+# What pip says of the places where this machine looks for packages is nobody's business.
+exec > >(grep --line-buffered -v "^WARNING: Location '" | tee "$report") 2>&1
 
 echo "make verify, $(date -u +%Y-%m-%d), commit $(git rev-parse --short HEAD)$(git diff --quiet HEAD -- . ':!docs/verification' || echo ' with changes')"
 echo "CPU: $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2- | xargs), $(nproc) cores; $(.venv/bin/python --version)"

@@ -76,7 +76,8 @@ def prometheus(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def _ask(url: str, query: str) -> list[float]:
-    answer = httpx.get(f"{url}/api/v1/query", params={"query": query}, timeout=PATIENCE_SECONDS).json()
+    response = httpx.get(f"{url}/api/v1/query", params={"query": query}, timeout=PATIENCE_SECONDS).raise_for_status()
+    answer = response.json()
     assert answer["status"] == "success", answer
     return [float(series["value"][1]) for series in answer["data"]["result"]]
 
@@ -88,7 +89,7 @@ def _wait_until_scraped(url: str, process: subprocess.Popen[bytes]) -> None:
         try:
             if _ask(url, "up == 1"):
                 return
-        except httpx.TransportError:
+        except (httpx.TransportError, httpx.HTTPStatusError):  # it answers 503 while it reads its data
             pass
         time.sleep(0.1)
     raise AssertionError("Prometheus has not scraped the server")
