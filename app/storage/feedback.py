@@ -26,6 +26,7 @@ LARGEST = 200_000
 _DELETED_AT_ONCE = 500
 # So that whoever waits to write gets its turn; SQLite's waiters look again after 1 to 100 ms.
 _PAUSE_SECONDS = 0.01
+_CLOCKS_APART_MS = 3_600_000
 
 
 class Outcome(Enum):
@@ -108,6 +109,18 @@ class FeedbackStore:
 
         with self._database.reading() as connection:
             return [Group(*found) for found in queries.select_groups(connection, model)]
+
+    def tally(self, model: str, since_ms: int) -> dict[tuple[str, str], tuple[int, int]]:
+        """(version, alias or "") to labelled answers and how many were wrong, of answers predicted from then on.
+
+        An answer is labelled where it has classes and its feedback an actual one, and wrong where its first class is
+        another. One whose feedback came over an hour before it, by the clocks of two servers, may be left out.
+        """
+        from app.storage import queries
+
+        with self._database.reading() as connection:
+            found = queries.select_tally(connection, model, since_ms, since_ms - _CLOCKS_APART_MS)
+        return {(version, alias or ""): (count, wrong) for version, alias, count, wrong in found}
 
     def delete_before(self, received_ms: int, limit: int) -> int:
         """Delete the oldest rows received before, `limit` at most, and return how many; fewer mean that none is left.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, func, select
+from sqlalchemy import Connection, Row, Select, Text, case, cast, delete, func, literal, or_, select
 
+from app.storage import dialects
 from app.storage.tables import feedback
 
 # SQLite takes 32,766 parameters in a statement, of old 999.
@@ -16,17 +17,8 @@ _PART = 10_000
 
 def insert_missing(connection: Connection, rows: Sequence[dict[str, Any]]) -> set[bytes]:
     """Insert the rows whose nonce is not there, and return these nonces. Waits for others that insert the same."""
-    statement: Any
-    # Only the dialect that is there already: the other one takes 2 MB.
-    if connection.dialect.name == "postgresql":
-        from sqlalchemy.dialects import postgresql
-
-        statement = postgresql.insert(feedback)
-    else:
-        from sqlalchemy.dialects import sqlite
-
-        statement = sqlite.insert(feedback)
-    statement = statement.on_conflict_do_nothing(index_elements=["nonce"]).returning(feedback.c.nonce)
+    statement = dialects.insert(connection, feedback).on_conflict_do_nothing(index_elements=["nonce"])
+    statement = statement.returning(feedback.c.nonce)
     return set(connection.scalars(statement, list(rows)))
 
 
@@ -77,6 +69,26 @@ def select_groups(connection: Connection, model: str) -> list[tuple[str, str | N
         .order_by(columns.version, columns.alias)
     )
     return [(version, alias, count, latest) for version, alias, count, latest in connection.execute(statement)]
+
+
+def select_tally(
+    connection: Connection, model: str, predicted_ms: int, received_ms: int
+) -> list[tuple[str, str | None, int, int]]:
+    """(version, alias, count, wrong ones) of answers that have classes and an actual one, from both times on.
+
+    `received_ms` only bounds what is looked at: there is no index by when an answer was predicted.
+    """
+    columns = feedback.c
+    # `top` is compact JSON, and the first of its classes ends with a comma or with the array.
+    first = literal("[").concat(cast(columns.actual, Text))
+    is_right = or_(columns.top.like(first.concat(",%")), columns.top == first.concat("]"))
+    statement = (
+        select(columns.version, columns.alias, func.count(), func.sum(case((is_right, 0), else_=1)))
+        .where(columns.model == model, columns.received_ms >= received_ms, columns.predicted_ms >= predicted_ms)
+        .where(columns.actual.is_not(None), columns.top.is_not(None))
+        .group_by(columns.version, columns.alias)
+    )
+    return [(version, alias, count, int(wrong)) for version, alias, count, wrong in connection.execute(statement)]
 
 
 def delete_oldest(connection: Connection, received_ms: int, limit: int) -> int:

@@ -42,3 +42,44 @@ feedback = Table(
     Index("feedback_by_alias", "model", "version", "alias", "received_ms"),
     Index("feedback_by_time", "received_ms"),
 )
+
+# What one process (`writer`) counted of a version in a minute, or, once they are merged, all of them in an hour:
+# `span_ms` is 60,000 or 3,600,000, and `minute_ms` where it begins. `parts` says of how many rows of minutes it is the
+# sum; `counts` is JSON, by feature an array of counts.
+request_counts = Table(
+    "request_counts",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("minute_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("version", Text, primary_key=True),
+    # "" where the caller named the exact version.
+    Column("alias", Text, primary_key=True),
+    Column("span_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("writer", Text, primary_key=True),
+    Column("parts", BigInteger, nullable=False),
+    Column("counts", Text, nullable=False),
+    # The oldest that are not merged, and the oldest that are.
+    Index("request_counts_by_time", "span_ms", "minute_ms"),
+)
+
+bin_counts = Table(
+    "bin_counts",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("version", Text, primary_key=True),
+    Column("minute_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("span_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("writer", Text, primary_key=True),
+    Column("parts", BigInteger, nullable=False),
+    Column("counts", Text, nullable=False),
+    Index("bin_counts_by_time", "span_ms", "minute_ms"),
+)
+
+# Who does what only one process of all is to do, and until when.
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("until_ms", BigInteger, nullable=False),
+)

@@ -12,10 +12,13 @@ import pytest
 
 from app.storage.database import open_database
 from app.storage.feedback import FeedbackRow, FeedbackStore
+from app.storage.schema import Schema
 from tests.cli.conftest import Headway
 from tests.fixtures_postgresql import PASSWORD, Postgresql
 from tests.fixtures_postgresql import postgresql as postgresql
 from tests.running import ROOT
+
+HEAD = Schema().head
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -41,14 +44,14 @@ def test_upgrade_and_status(headway: Headway, place: dict[str, str]) -> None:
     assert shown["fault"] == "it has no tables of Headway; run: headway db upgrade"
     done = headway("db", "upgrade", **place)
     assert (done.code, done.err) == (0, "")
-    assert done.out.endswith(": the schema is 0001, it was empty\n")
+    assert done.out.endswith(f": the schema is {HEAD}, it was empty\n")
     assert PASSWORD not in done.out
-    assert json.loads(headway("db", "upgrade", "--json", **place).out)["before"] == "0001"
+    assert json.loads(headway("db", "upgrade", "--json", **place).out)["before"] == HEAD
     with open_database(place.get("HEADWAY_DATABASE_URL"), Path(place["HEADWAY_DATA_DIR"])) as database:
         times = (1_700_000_000_000, 1_700_000_060_999)
         FeedbackStore(database).add([FeedbackRow(at.to_bytes(10), "m", "1.0.0", None, at, at) for at in times])
     shown = _status(headway, place)
-    assert (shown["revision"], shown["fault"], shown["rows"]) == ("0001", None, 2)
+    assert (shown["revision"], shown["fault"], shown["rows"]) == (HEAD, None, 2)
     assert (shown["oldest"], shown["newest"]) == ("2023-11-14T22:13:20+00:00", "2023-11-14T22:14:20+00:00")
     table = headway("db", "status", **place).out
     assert re.search(r"^rows +2 *$", table, re.MULTILINE)

@@ -27,11 +27,14 @@ from tests.fixtures_postgresql import PASSWORD, Postgresql
 from tests.running import PATIENCE_SECONDS, ROOT, heed_rights
 from tests.storage.conftest import OPEN, Place, make_row
 
-_NEXT = """
+HEAD = Schema().head
+NEXT = f"{int(HEAD) + 1:04}"
+
+_NEXT = f"""
 import sqlalchemy as sa
 from alembic import op
-revision = "0002"
-down_revision = "0001"
+revision = "{NEXT}"
+down_revision = "{HEAD}"
 def upgrade():
     op.add_column("feedback", sa.Column("note", sa.Text))
     op.create_table("another", sa.Column("id", sa.Integer, primary_key=True))
@@ -43,7 +46,7 @@ def next_migrations(tmp_path: Path) -> Path:
     """The migrations of a Headway that is newer by one revision."""
     directory = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, directory)
-    (directory / "r0002_note.py").write_text(_NEXT)
+    (directory / f"r{NEXT}_note.py").write_text(_NEXT)
     return directory
 
 
@@ -98,7 +101,7 @@ def test_processes_that_race_make_one_sqlite(sqlite_place: Place) -> None:
 
 
 def test_upgrades_that_race(place: Place) -> None:
-    _race(place, "sys.stdin.readline()\nprint(database.upgrade())\n", ["0001", "0001", "0001", "None"])
+    _race(place, "sys.stdin.readline()\nprint(database.upgrade())\n", [HEAD, HEAD, HEAD, "None"])
 
 
 def _race(place: Place, program: str, answers: list[str]) -> None:
@@ -122,11 +125,11 @@ def test_older_schema_is_upgraded_with_its_rows(place: Place, next_migrations: P
         FeedbackStore(old).add([make_row(1)])
     with open_database(place.url, place.data_dir, migrations=next_migrations) as database:
         store = FeedbackStore(database)
-        with pytest.raises(FeedbackUnavailable, match="is 0001, and this Headway needs 0002; run: headway db upgrade"):
+        with pytest.raises(FeedbackUnavailable, match=f"is {HEAD}, and this Headway needs {NEXT}; run: "):
             store.add([make_row(2)])
         with pytest.raises(FeedbackUnavailable, match="run: headway db upgrade"):
             database.check_schema()
-        assert database.upgrade() == "0001"
+        assert database.upgrade() == HEAD
         assert store.add([make_row(1), make_row(2)]) == [Outcome.REPEATED, Outcome.RECORDED]
 
 
@@ -134,11 +137,11 @@ def test_newer_schema_is_left_alone(place: Place, next_migrations: Path) -> None
     with open_database(place.url, place.data_dir, migrations=next_migrations) as newer:
         newer.upgrade()
     with place.open() as database:
-        with pytest.raises(FeedbackUnavailable, match=r"0002 is not known .* made by a newer one; use that version"):
+        with pytest.raises(FeedbackUnavailable, match=rf"{NEXT} is not known .* made by a newer one; use that"):
             database.check_schema()
-        with pytest.raises(FeedbackUnavailable, match="cannot be upgraded: its schema 0002 is not known"):
+        with pytest.raises(FeedbackUnavailable, match=f"cannot be upgraded: its schema {NEXT} is not known"):
             database.upgrade()
-        assert database.read_schema().revision == "0002"
+        assert database.read_schema().revision == NEXT
 
 
 def test_server_that_runs_goes_on_while_a_newer_one_upgrades(place: Place, next_migrations: Path) -> None:
@@ -158,7 +161,7 @@ def test_schema_without_a_revision(database: Database) -> None:
 
 
 def test_failed_upgrade_leaves_nothing(place: Place, next_migrations: Path) -> None:
-    (next_migrations / "r0002_note.py").write_text(_NEXT + "    op.drop_table('nothing')\n")
+    (next_migrations / f"r{NEXT}_note.py").write_text(_NEXT + "    op.drop_table('nothing')\n")
     with open_database(place.url, place.data_dir, migrations=next_migrations) as database:
         with pytest.raises(FeedbackUnavailable, match="nothing"):
             database.upgrade()

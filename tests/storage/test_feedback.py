@@ -144,6 +144,35 @@ def test_reading_by_model_version_alias_and_time(store: FeedbackStore) -> None:
     assert store.groups("nothing") == []
 
 
+def test_tally_of_labelled_answers(store: FeedbackStore) -> None:
+    """Against the same sums made in Python; classes begin with the digits of others."""
+    generator = random.Random(11)
+    classes = [1, 3, 31, 313, 2**40]
+    rows = [
+        make_row(
+            number,
+            model=generator.choice(["m", "m", "other"]),
+            version=generator.choice(["1.0.0", "1.1.0"]),
+            alias=generator.choice(["stable", "canary", None]),
+            predicted_ms=(predicted_ms := generator.randrange(10**7, 2 * 10**7)),
+            # A clock that is behind is no reason to leave one out.
+            received_ms=predicted_ms + generator.randrange(-3_000_000, 10**8),
+            top=tuple(generator.sample(classes, generator.randrange(4))),
+            actual=generator.choice([*classes, None]),
+        )
+        for number in range(800)
+    ]
+    store.add(rows)
+    for since_ms in (0, 15_000_000, 10**9):
+        wanted: dict[tuple[str, str], tuple[int, int]] = {}
+        for row in rows:
+            if row.model == "m" and row.predicted_ms >= since_ms and row.top and row.actual is not None:
+                count, wrong = wanted.get(key := (row.version, row.alias or ""), (0, 0))
+                wanted[key] = (count + 1, wrong + (row.top[0] != row.actual))
+        assert store.tally("m", since_ms) == wanted
+        assert len(wanted) == (0 if since_ms == 10**9 else 6)
+
+
 def test_more_rows_than_are_read_at_one_time(store: FeedbackStore) -> None:
     store.add([make_row(number, version=f"1.{number % 3}.0") for number in range(10_500)])
     columns = store.since("m", 0, 2**63 - 1)
