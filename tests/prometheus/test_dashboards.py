@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import os
+import re
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 
-from tests.running import CAT, PATIENCE_SECONDS, ROOT, RunningServer, running_server
+from tests.fixtures_models import write_model, write_release
+from tests.running import CAT, MODELS, PATIENCE_SECONDS, ROOT, RunningServer, running_server
 from tests.tools import require_command
 
 SCRIPT = ROOT / "scripts/dashboards.py"
+ROWS = np.random.default_rng(4).dirichlet([1, 2, 3], 60).astype(np.float32)
 DASHBOARDS = sorted((ROOT / "grafana/dashboards").glob("*.json"))
 
 
@@ -39,8 +47,18 @@ QUERIES = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """Two workers with the shipped models and one of rows, which has a baseline, a value policy and a canary."""
     folder = tmp_path_factory.mktemp("watched")
-    with running_server(folder / "log", "--threads", "1") as server:
+    root = folder / "models"
+    shutil.copytree(MODELS, root)
+    values = {"missing": {"action": "impute", "fill": 0.5}}
+    write_model(root, "rows", inputs=[{"name": "x", "datatype": "FP32", "shape": [-1, 3], "values": values}])
+    np.save(folder / "rows.npy", ROWS)
+    command = [sys.executable, "-m", "app.cli.main", "baseline", "rows", str(folder / "rows.npy")]
+    subprocess.run(command, check=True, cwd=ROOT, env=os.environ | {"HEADWAY_MODELS": str(root)})
+    canary = {"version": "1.0.0", "weight": 20}
+    write_release(root, "rows", "1.0.1", aliases={"stable": {"version": "1.0.1"}, "canary": canary})
+    with running_server(folder / "log", "--threads", "1", HEADWAY_MODELS=str(root)) as server:
         yield server
 
 
@@ -69,6 +87,9 @@ def prometheus(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) 
         _make_traffic(server)
         _wait_for_value(url, 'headway_requests_total{code="503"}')
         _make_traffic(server)
+        # Counts come to the database within 10 s, and from there back into gauges.
+        _wait_for_value(url, 'headway_drift_psi{window="1d"}')
+        _wait_for_value(url, "headway_canary_should_roll_back")
         yield url
     finally:
         process.send_signal(signal.SIGTERM)
@@ -112,6 +133,11 @@ def _make_traffic(server: RunningServer) -> None:
             assert client.post(f"{server.url}/feedback", json=feedback).status_code == 200
         content = {"inputs": [[0.0] * 64], "model": "digits"}
         assert client.post(f"{server.url}/predict", json=content).status_code == 200
+        for row in [*ROWS.tolist(), [None, 0.5, 0.1]]:
+            answer = client.post(f"{server.url}/predict", json={"inputs": [row], "model": "rows"})
+            assert answer.status_code == 200, answer.text
+        content = {"image": base64.b64encode(photo[:1000]).decode(), "model": "efficientnet-lite0"}
+        assert client.post(f"{server.url}/predict", json=content).json()["code"] == "bad_image"
     refused = 0
     while not refused:
         refused = _overload(server, photo)
@@ -149,6 +175,7 @@ def test_panels_do_not_hide_that_they_have_no_data() -> None:
 @pytest.mark.parametrize("query", QUERIES)
 def test_panel_has_data(prometheus: str, query: str) -> None:
     query = query.replace("$__rate_interval", "5m").replace("$model", ".*")
+    query = re.sub(r'="\$(version|feature)"', '=~".+"', query)
     limit = time.monotonic() + PATIENCE_SECONDS
     while not any(math.isfinite(value) for value in _ask(prometheus, query)):
         assert time.monotonic() < limit, f"no data: {query}"
