@@ -25,7 +25,9 @@ from app.api.admin import ManagementListener
 from app.api.application import Application
 from app.api.body import BodyReader
 from app.api.body_clock import BodyClock
+from app.api.canary import CanaryApi
 from app.api.catalog import CatalogApi
+from app.api.drift import DriftApi
 from app.api.feedback import FeedbackApi
 from app.api.management import ManagementApi
 from app.api.middleware import KeyRing, RequestMiddleware
@@ -40,12 +42,9 @@ from app.engine.readiness import Flag, Readiness
 from app.errors import FeedbackUnavailable
 from app.logs import AccessLog, configure_logging
 from app.metrics import Metrics
-from app.monitoring.feedback import FeedbackDesk
 from app.monitoring.keys import load_keys
 from app.monitoring.prediction_id import PredictionIds
-from app.monitoring.quality_watch import QualityWatch
-from app.monitoring.reports import QualityReports
-from app.registry.answers import Answers
+from app.production import Production
 from app.registry.editor import ReleaseEditor
 from app.registry.intake import Intake
 from app.registry.lifecycle import Registry
@@ -56,8 +55,6 @@ from app.registry.store import Store
 from app.registry.worker_states import StateFile
 from app.server.options import WorkerContext
 from app.settings import Settings
-from app.storage.database import open_configured
-from app.storage.feedback import FeedbackStore
 from app.ui import UiApi
 
 logger = logging.getLogger(__name__)
@@ -94,12 +91,9 @@ def create_app(
     batcher = Batcher(threads, metrics, on_stuck)
     inference = Inference(registry, batcher, metrics)
     reconciler = Reconciler(registry, states.publish, inference.forget, run_dir)
-    answers = Answers(store)
-    database = open_configured(settings)
-    reports = QualityReports(FeedbackStore(database), answers.labels_of)
-    watch = QualityWatch(
-        database, reports, lambda: list(registry.models), metrics, run_dir, settings.feedback_keep_days
-    )
+    editor = ReleaseEditor(store)
+    prediction_ids = _open_prediction_ids(settings, slot)
+    production = Production(settings, registry, editor, prediction_ids, metrics, run_dir)
     access_log = AccessLog(settings.log_format)
     clock = BodyClock(settings.body_timeout_seconds, settings.body_min_bytes_per_second)
     bodies = BodyReader(settings.max_body_bytes, _inflight_bytes(settings) // workers, clock)
@@ -110,17 +104,16 @@ def create_app(
         await asyncio.to_thread(registry.load)
         states.publish()
         reconciler.start()
-        watch.start()
+        production.start()
         try:
             yield
         finally:
-            watch.close()
             await asyncio.to_thread(feedback.close)
+            await asyncio.to_thread(production.close)
             await asyncio.to_thread(reconciler.close)
             await asyncio.to_thread(inference.close)
             await asyncio.to_thread(batcher.close)
             registry.close()
-            database.close()
             metrics.deferred.flush()
             access_log.close()
 
@@ -135,7 +128,6 @@ def create_app(
         redoc_url=None,
         telemetry={"auto_configure": False, "tracing": is_traced, "metrics": is_traced, "logs": is_traced},
     )
-    prediction_ids = _open_prediction_ids(settings, slot)
     predict = PredictApi(
         inference,
         bodies,
@@ -147,16 +139,22 @@ def create_app(
         trusts_priority=settings.trust_priority,
     )
     readiness = Readiness(registry, draining or threading.Event(), strict=settings.strict)
-    manage = ManagementApi(
-        ReleaseEditor(store), Intake(store, bin_days=settings.bin_days), run_dir, settings.max_upload_bytes
+    manage = ManagementApi(editor, Intake(store, bin_days=settings.bin_days), run_dir, settings.max_upload_bytes)
+    feedback = FeedbackApi(production.desk, bodies)
+    apis = (
+        predict,
+        manage,
+        feedback,
+        QualityApi(production.quality_reports, registry),
+        DriftApi(production.drift_reports, registry),
+        CanaryApi(production.canary_judge, registry),
+        CatalogApi(registry, run_dir),  # last of those below /models: it takes what follows a name for a version
+        OperationsApi(readiness, metrics),
+        UiApi(),
     )
-    desk = FeedbackDesk(prediction_ids, FeedbackStore(database), answers.labels_of, metrics)
-    feedback = FeedbackApi(desk, bodies)
-    quality = QualityApi(reports, registry)
-    catalog = CatalogApi(registry, run_dir)
-    for api in (predict, manage, feedback, quality, catalog, OperationsApi(readiness, metrics), UiApi()):
+    for api in apis:
         api.add_routes(application.router)
-    recorder = Recorder(metrics, access_log, settings.access_log_sample, bodies.release)
+    recorder = Recorder(metrics, production.tallies, access_log, settings.access_log_sample, bodies.release)
     _add_middleware(application, settings, recorder, management)
     return application
 

@@ -6,7 +6,9 @@ the fork, because the slot decides which files are written.
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
@@ -77,6 +79,22 @@ class ModelMetrics:
             self._low_confidence = self._metrics.low_confidence.labels(*self._labels)
         if answers:
             self._low_confidence.inc(answers)
+
+
+class ShownGauges:
+    """A gauge whose series come and go: one of several processes cannot be taken away, and becomes NaN."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge = gauge
+        self._shown: set[tuple[str, ...]] = set()
+
+    def show(self, found: Mapping[tuple[str, ...], float]) -> None:
+        """`found` is all that is known now, by its labels."""
+        for labels in self._shown - found.keys():
+            self._gauge.labels(*labels).set(math.nan)
+        for labels, value in found.items():
+            self._gauge.labels(*labels).set(value)
+        self._shown = set(found)
 
 
 class ShadowMetrics:
@@ -209,6 +227,33 @@ class Metrics:
             name: self._gauge(f"headway_{name}", text, (*by_version, "alias", "window", "source"), "livemostrecent")
             for name, text in QUALITY_GAUGES.items()
         }
+        self.input_bins = Counter(
+            "headway_input_bin_total",
+            "Inputs and answers counted in the bins of the version's baseline, some a second; bin = 0 … or missing.",
+            (*by_version, "feature", "bin"),
+            registry=registry,
+        )
+        self.drift_reference = self._gauge(
+            "headway_drift_reference_ratio",
+            "Share of each bin in the version's baseline, of what is not missing; of bin missing the share of all.",
+            (*by_version, "feature", "bin"),
+            "livemax",
+        )
+        self.drift_reference_inputs = self._gauge(
+            "headway_drift_reference_inputs", "Inputs that the version's baseline was made of.", by_version, "livemax"
+        )
+        self.drift_psi = self._gauge(
+            "headway_drift_psi",
+            "Population stability index against the baseline; feature = others: the largest of those not in bins here.",
+            (*by_version, "feature", "window", "source"),
+            "livemostrecent",
+        )
+        self.canary_should_roll_back = self._gauge(
+            "headway_canary_should_roll_back",
+            "1 where a canary was found worse than stable and still gets traffic.",
+            (*by_version, "alias"),
+            "livemostrecent",
+        )
         self.unrecorded = Counter(
             "headway_record_failures_total", "Answers whose metrics or log line failed.", registry=registry
         )

@@ -90,11 +90,11 @@ class Settings(BaseSettings):
         "made once in the data directory if unset.",
     )
     database_url: SecretStr | None = Field(
-        None, description="Database of feedback, as postgresql+psycopg://…; SQLite in the data directory if unset."
+        None, description="Database of feedback and counts, as postgresql+psycopg://…; SQLite in the data directory if unset."
     )
     replicas: int = Field(1, ge=1, description="Servers that share the database; more than one need PostgreSQL.")
     feedback_days: float = Field(30, gt=0, description="How long after its answer feedback on it is taken, in days.")
-    feedback_keep_days: float = Field(400, gt=0, description="How long feedback is kept, in days.")
+    feedback_keep_days: float = Field(400, gt=0, description="How long feedback and counts are kept, in days.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line shown.")
     log_format: Literal["auto", "json", "text"] = Field(

@@ -16,7 +16,7 @@ APP = ROOT / "app"
 # From the top down; what stands in one set does not import each other, except within a package.
 LAYERS: list[set[str]] = [
     {"cli", "main", "library"},
-    {"api", "ui", "optimize", "server"},
+    {"api", "ui", "optimize", "server", "production"},
     {"engine"},
     {"registry"},
     {"processing", "runtimes", "monitoring", "auth"},

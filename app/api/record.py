@@ -13,6 +13,7 @@ from starlette.types import Scope
 from app.api.context import READ_KEY, RequestContext
 from app.logs import AccessLog
 from app.metrics import UNKNOWN, Metrics
+from app.monitoring.tallies import Tallies
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +28,23 @@ _REJECTIONS = {
     "body_too_large": "too_large",
     "image_too_large": "too_large",
 }
+# What speaks against a version; refusals and bad requests do not.
+_FAILURES = frozenset({"deadline_exceeded", "internal", "model_failed", "model_quarantined", "run_failed"})
 
 
 class Recorder:
     """Counts what was answered and writes the access log. `release` frees what the request held."""
 
     def __init__(
-        self, metrics: Metrics, access_log: AccessLog, sample: float, release: Callable[[RequestContext], None]
+        self,
+        metrics: Metrics,
+        tallies: Tallies,
+        access_log: AccessLog,
+        sample: float,
+        release: Callable[[RequestContext], None],
     ) -> None:
         self._metrics = metrics
+        self._tallies = tallies
         self._access_log = access_log
         self._sample = sample
         self._release = release
@@ -66,6 +75,11 @@ class Recorder:
         model = context.model or UNKNOWN
         bound = self._metrics.model(model, context.version or UNKNOWN)
         bound.count(protocol, context.status, duration)
+        if model in self._tallies.watched and context.version is not None:
+            if context.status < 400:
+                self._tallies.count_request(model, context.version, context.alias, duration)
+            elif context.error_code in _FAILURES:
+                self._tallies.count_request(model, context.version, context.alias, None)
         reason = _REJECTIONS.get(context.error_code or "")
         if reason is not None:
             self._metrics.rejected.labels(model, reason).inc()

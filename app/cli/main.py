@@ -11,6 +11,7 @@ from app.cli import (
     baseline,
     compare,
     db,
+    drift,
     evaluate,
     models,
     models_add,
@@ -34,6 +35,7 @@ cli.command("predict")(predict.predict)
 cli.command("evaluate")(evaluate.evaluate)
 cli.command("compare")(compare.compare)
 cli.command("baseline")(baseline.baseline)
+cli.command("drift")(drift.drift)
 cli.command("quality")(quality.quality)
 models.cli.command("add")(models_add.add)
 for command in (

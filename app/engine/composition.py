@@ -20,6 +20,7 @@ from app.engine.execution import Part
 from app.engine.lane import Executor, Priority, Work
 from app.errors import HeadwayError
 from app.metrics import Metrics
+from app.registry.bin_sample import BinSample
 from app.registry.composed import Combined, Composed, Lease
 from app.registry.servable import Content, Resolved, Servable
 from app.registry.steps import StepRun
@@ -92,6 +93,8 @@ class Composer:
         composed = lease.servable
         items = composed.answer(combined.tensors, call.top_k) if call.outputs is None else None
         self._count(composed, combined)
+        if composed.sample is not None:
+            _offer(composed.sample, piece, combined.tensors, is_prepared=lease.shares_preparation)
         timings.postprocess += time.perf_counter() - started
         return Part(items, combined.tensors, timings, None, combined.answered_by)
 
@@ -209,6 +212,10 @@ class Preparation:
             tensors = self._composed.prepare(*work.content)
         except BaseException as exc:
             return exc
+        kind, item = work.content
+        if self._composed.sample is not None and kind == "image":
+            (tensor,) = tensors.values()
+            self._composed.sample.offer_photo(tensor, item)
         return tensors, Timings(queue=waited, preprocess=time.perf_counter() - started)
 
 
@@ -267,6 +274,15 @@ def pieces_of(call: Call, composed: Composed) -> list[Content | Tensors | Headwa
         pieces = [composed.prepare(call.inputs.kind, call.inputs.items[0])]
     composed.count(pieces[0])  # type: ignore[arg-type]
     return pieces
+
+
+def _offer(sample: BinSample, piece: Content | Tensors, outputs: Tensors, *, is_prepared: bool) -> None:
+    """What a composition answered; a photo that was prepared for its steps is there already."""
+    if not isinstance(piece, Content):
+        sample.offer_rows(piece)
+    elif not is_prepared:
+        sample.offer_encoded(piece.items[0])
+    sample.offer_answer(outputs)
 
 
 def _step_call(call: Call, inputs: Content | Tensors, output: str, works: _Works) -> Call:

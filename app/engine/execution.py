@@ -105,19 +105,29 @@ class Execution:
         found: list[Violation] = []
         try:
             if isinstance(inputs, Content):
-                (item,) = inputs.items
-                tensors: Tensors = self._servable.prepare(inputs.kind, item, found)
+                (sent,) = inputs.items
+                tensors: Tensors = self._servable.prepare(inputs.kind, sent, found)
             else:
+                sent = inputs
                 tensors = self._servable.check(inputs, found)
         finally:
             if found and self._metrics is not None:
                 bound = self._metrics.model(self.model, self._servable.version)
                 for one in found:
                     bound.count_violation(one.input, one.kind, one.action, one.count)
+        if self._servable.sample is not None:
+            # Where nothing was changed the numbers as the model gets them are nearer at hand.
+            self._servable.sample.offer_rows(tensors if self._servable.consistency is None else sent)
         return self._split(tensors, call, tuple(found))
 
     def _prepare(self, piece: Piece) -> Tensors:
-        tensors: Tensors = self._servable.prepare(piece.kind, piece.item) if piece.kind is not None else piece.item
+        if piece.kind is None:
+            tensors: Tensors = piece.item
+            return tensors
+        tensors = self._servable.prepare(piece.kind, piece.item)
+        if self._servable.sample is not None and piece.kind == "image":
+            (tensor,) = tensors.values()
+            self._servable.sample.offer_photo(tensor, piece.item)
         return tensors
 
     def _run_together(
@@ -150,6 +160,8 @@ class Execution:
             except BaseException as exc:
                 results[number] = exc
                 continue
+            if self._servable.sample is not None:
+                self._servable.sample.offer_answer(share)
             timings[number].postprocess = time.perf_counter() - begun
             run_rows = sum(counts) if number == ready[0][0] else None
             results[number] = Part(items, share, timings[number], run_rows, violations=piece.violations)

@@ -45,22 +45,26 @@ def image_features(rgb: Array, megapixels: float) -> dict[str, float]:
     }
 
 
-def output_features(confidences: Array) -> dict[str, float]:
-    """Of one answer ([classes]): the highest confidence, and the entropy in bits, 0…log2(classes).
+def output_features(confidences: Array) -> dict[str, Array]:
+    """Of each answer ([rows, classes]) the highest confidence, and the entropy in bits, 0…log2(classes): [rows] each.
 
     Entropy is of the confidences divided by their sum, for those of a sigmoid do not sum to 1; it is NaN where they are
     all 0 or one is negative. Both are NaN where one is not finite.
     """
-    values = np.asarray(confidences, np.float64)
-    if values.size == 0 or not np.isfinite(values).all():
-        return {"confidence": np.nan, "entropy": np.nan}
-    with np.errstate(over="ignore"):
-        highest, total = float(values.max()), float(values.sum())
-    if values.min() < 0 or not 0 < total < np.inf:
-        return {"confidence": highest, "entropy": np.nan}
-    shares = values[values > 0] / total
-    shares = shares[shares > 0]
-    return {"confidence": highest, "entropy": max(0.0, -float(shares @ np.log2(shares)))}
+    values = np.ascontiguousarray(confidences, np.float64)
+    if values.shape[1] == 0:
+        return dict.fromkeys(("confidence", "entropy"), np.full(len(values), np.nan))
+    is_finite = np.isfinite(values).all(axis=1)
+    # Errors are of rows that get NaN, and 0 log 0 is 0.
+    with np.errstate(all="ignore"):
+        totals = values.sum(axis=1)
+        shares = values / totals[:, np.newaxis]
+        entropies = -np.where(shares > 0, shares * np.log2(shares), 0.0).sum(axis=1)
+        has_entropy = is_finite & (values.min(axis=1) >= 0) & (totals > 0) & (totals < np.inf)
+    return {
+        "confidence": np.where(is_finite, values.max(axis=1), np.nan),
+        "entropy": np.where(has_entropy, np.maximum(entropies, 0.0), np.nan),
+    }
 
 
 def text_features(text: str, vocabulary: Set[str] | None = None) -> dict[str, float]:

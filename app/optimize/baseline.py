@@ -115,6 +115,7 @@ def measure(
     rows: list[Sequence[float]] = []
     answers: dict[str, list[Array]] = {}
     skipped = list(inputs.skipped)
+    of = resolved.servable.manifest, resolved.servable.classification
     for number in range(len(inputs)):
         try:
             features, content = inputs.read(number)
@@ -123,7 +124,7 @@ def measure(
             skipped.append(f"{inputs.where(number)}: {exc}")
         else:
             rows.append(features)
-            for key, values in answer_features(resolved.servable, answer.tensors or {}).items():
+            for key, values in answer_features(*of, answer.tensors or {}).items():
                 answers.setdefault(key, []).append(values)
         progress()
     if len(rows) < MIN_INPUTS:

@@ -18,9 +18,9 @@ from PIL import Image
 from app.errors import RegistryError
 from app.monitoring.binning import Bins, ClassBins
 from app.monitoring.features import image_features, output_features
+from app.processing.classification import Classification
 from app.processing.image import FORMATS, ImageProcessing
 from app.registry.manifest import ClassificationAnswer, Manifest, RegressionAnswer
-from app.registry.servable import Servable
 from app.tensors import Array, Tensors
 
 BASELINE_FILE = "baseline.json"
@@ -31,6 +31,7 @@ ANSWER_FEATURES = {
     "regression": ("value",),
     "tensor": (),
 }
+ANSWER_PREFIX = "answer:"
 _MAX_FILE_BYTES = 1_000_000
 _MAX_NAME = 128
 _REQUIRED = ("schema", "data", "n", "order", "features")
@@ -78,6 +79,10 @@ class Baseline:
         for name in features:
             if not is_name(name):
                 raise RegistryError(f"{where}: features: {name!r} is no name of 1 to {_MAX_NAME} visible characters")
+            if name.startswith(ANSWER_PREFIX):
+                raise RegistryError(
+                    f"{where}: features: {name!r} may not begin with {ANSWER_PREFIX}; rename the column"
+                )
         if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
             raise RegistryError(f"{where}: order: must be the list of the features' names")
         if sorted(order) != sorted(features):
@@ -88,6 +93,11 @@ class Baseline:
             if sum(one.counts) + one.missing != n:
                 raise RegistryError(f"{where}: {key}: counts {sum(one.counts) + one.missing} inputs, but n is {n}")
         return cls(data, n, bins, **answers)  # type: ignore[arg-type]
+
+    @property
+    def all_bins(self) -> dict[str, Bins | ClassBins]:
+        """By the names that counts have everywhere: those of answers begin with ANSWER_PREFIX and come first."""
+        return {ANSWER_PREFIX + key: bins for key, bins in self.answers.items()} | dict(self.features)
 
     @property
     def answers(self) -> dict[str, Bins | ClassBins]:
@@ -172,23 +182,18 @@ def photo_features(tensor: Array, processing: ImageProcessing, size: float = np.
     return image_features(photo_pixels(tensor, processing), size)
 
 
-def answer_features(servable: Servable, outputs: Tensors) -> dict[str, Array]:
+def answer_features(manifest: Manifest, classification: Classification | None, outputs: Tensors) -> dict[str, Array]:
     """What ANSWER_FEATURES names, of all rows of a run: [rows] each. A class is -1 where no score is finite."""
-    answer = servable.manifest.answer
+    answer = manifest.answer
     if isinstance(answer, RegressionAnswer):
         return {"value": outputs[answer.output].reshape(-1).astype(np.float64)}
-    if not isinstance(answer, ClassificationAnswer) or servable.classification is None:
+    if not isinstance(answer, ClassificationAnswer) or classification is None:
         return {}
     scores = outputs[answer.output]
-    confidences = servable.classification.confidences(scores.reshape(-1, scores.shape[-1]))
+    confidences = classification.confidences(scores.reshape(-1, scores.shape[-1]))
     is_finite = np.isfinite(confidences)
     best = np.where(is_finite, confidences, -np.inf).argmax(axis=1)
-    rows = [output_features(row) for row in confidences]
-    return {
-        "classes": np.where(is_finite.any(axis=1), best, -1),
-        "confidence": np.array([row["confidence"] for row in rows]),
-        "entropy": np.array([row["entropy"] for row in rows]),
-    }
+    return {"classes": np.where(is_finite.any(axis=1), best, -1), **output_features(confidences)}
 
 
 def _check_keys(document: object, where: str) -> dict[str, Any]:

@@ -115,6 +115,23 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Give aliases no more traffic of their own; they keep their versions, and can be called by name."""
+
+    aliases: tuple[str, ...]
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, release: Release) -> Draft:
+        aliases = dict(release.aliases)
+        for alias in self.aliases:
+            aliases[alias] = AliasEntry(version=_resolve(release, alias), weight=0)
+        return Draft(amend(release, aliases=aliases), f"no traffic for {', '.join(self.aliases)}")
+
+
+@dataclass(frozen=True, slots=True)
 class Promote:
     """Make a version stable. A canary or shadow of that version has done its work and is dropped."""
 
@@ -172,7 +189,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """The whole wanted state at once."""
+    """The whole wanted state at once; `analysis` stays, which is how a canary is judged."""
 
     aliases: Mapping[str, AliasEntry]
     shadow: Shadow | None = None

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from app.errors import InsufficientMemory, RegistryError, RunFailed
-from app.registry.baseline import load_baseline
+from app.registry.baseline import Baseline, load_baseline
+from app.registry.bin_sample import BinSample
 from app.registry.composed import Composed, ResolveStep
 from app.registry.golden import run_golden_tests
 from app.registry.manifest import Manifest, read_manifest
@@ -44,7 +45,7 @@ def load_servable(
     """
     manifest = read_manifest(directory)
     verify_files(directory, manifest.files)
-    load_baseline(directory, manifest)
+    baseline = load_baseline(directory, manifest)
     needed = manifest.needed_bytes
     if available_bytes is not None and needed > available_bytes:
         raise InsufficientMemory(
@@ -52,7 +53,7 @@ def load_servable(
             "release fewer versions at one time, or give the server more"
         )
     if manifest.composition is not None:
-        return _load_composed(manifest, directory, steps)
+        return _load_composed(manifest, directory, steps, baseline)
     _check_external_files(directory, manifest)
     runtime = _open_runtime(manifest, directory / manifest.model_file, threads)
     try:
@@ -63,6 +64,8 @@ def load_servable(
     except BaseException:
         runtime.close()
         raise
+    if baseline is not None:
+        servable.sample = BinSample(manifest, servable.classification, baseline)
     return servable
 
 
@@ -77,7 +80,9 @@ def _check_external_files(directory: Path, manifest: Manifest) -> None:
             )
 
 
-def _load_composed(manifest: Manifest, directory: Path, steps: tuple[Store, ResolveStep] | None) -> Servable:
+def _load_composed(
+    manifest: Manifest, directory: Path, steps: tuple[Store, ResolveStep] | None, baseline: Baseline | None
+) -> Servable:
     if steps is None:
         raise RegistryError(f"{directory / 'model.yaml'}: names other versions, so it is loaded with its registry only")
     store, resolve_step = steps
@@ -85,6 +90,8 @@ def _load_composed(manifest: Manifest, directory: Path, steps: tuple[Store, Reso
     servable = Composed(manifest, directory, resolve_step)
     _warm_up(servable)
     run_golden_tests(servable)
+    if baseline is not None:
+        servable.sample = BinSample(manifest, servable.classification, baseline)
     return servable
 
 

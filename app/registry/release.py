@@ -50,6 +50,21 @@ class Shadow(_Section):
     _good_version = field_validator("version")(_version)
 
 
+class Analysis(_Section):
+    """How a canary is held against stable (monitoring/canary.py), and whether a worse one loses its traffic by itself.
+
+    Margins are shares, as 0.01 for one point of a hundred; `false_alarm` is over the whole life of a canary.
+    """
+
+    rollback: bool = True
+    errors_margin: float = Field(default=0.01, ge=0, lt=1)
+    latency_margin: float = Field(default=0.05, ge=0, lt=1)
+    accuracy_margin: float = Field(default=0.05, ge=0, lt=1)
+    false_alarm: float = Field(default=0.01, ge=1e-6, le=0.5)
+    min_requests: int = Field(default=100, ge=1)
+    min_labelled: int = Field(default=30, ge=1)
+
+
 class Changed(_Section):
     """Who made this revision. `restores`: a rollback, to the aliases of that revision."""
 
@@ -79,6 +94,7 @@ class Release(_Section):
     shadow: Shadow | None = None
     also_serve: tuple[str, ...] = ()
     load: Load = "eager"
+    analysis: Analysis | None = None
     changed: Changed | None = None
     history: tuple[HistoryEntry, ...] = ()
 

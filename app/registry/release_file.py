@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from app.registry.release import AliasEntry, Changed, HistoryEntry, Release
+from app.registry.release import AliasEntry, Analysis, Changed, HistoryEntry, Release
 
 _NEW_NAME = ".release.yaml.new"
 _MAP, _SEQ = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
@@ -76,6 +76,8 @@ def render_release(release: Release) -> bytes:
         content["also_serve"] = _FlowList(release.also_serve)
     if release.load != "eager":
         content["load"] = release.load
+    if release.analysis is not None:
+        content["analysis"] = _analysis(release.analysis)
     if release.changed is not None:
         content["changed"] = _authorship(release.changed)
     if release.history:
@@ -102,6 +104,12 @@ def _aliases(aliases: dict[str, AliasEntry]) -> dict[str, _Flow]:
         else _Flow(version=entry.version, weight=_number(entry.weight))
         for alias, entry in aliases.items()
     }
+
+
+def _analysis(analysis: Analysis) -> dict[str, Any]:
+    """As it was written: what was left out may get another default."""
+    written = analysis.model_dump(exclude_unset=True)
+    return {key: _number(value) if isinstance(value, float) else value for key, value in written.items()}
 
 
 def _authorship(entry: Changed | HistoryEntry) -> dict[str, Any]:

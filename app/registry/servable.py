@@ -14,6 +14,7 @@ from app.processing.consistency import Consistency, Violation
 from app.processing.image import ImageProcessing, ImageProcessor
 from app.processing.tensor import check_tensors, tensors_from_json
 from app.registry.batch_axis import BatchAxis, join, mixes_rows
+from app.registry.bin_sample import BinSample
 from app.registry.manifest import ClassificationAnswer, Manifest, RegressionAnswer, TensorAnswer
 from app.registry.quarantine import Marker
 from app.registry.store import read_labels
@@ -68,6 +69,7 @@ class Servable:
         self.name = manifest.name
         self.version = manifest.version
         self.warm_seconds = 0.0  # of one run of the whole path once warm; set by warm-up
+        self.sample: BinSample | None = None  # set by loading where the version has a baseline
         self.marker: Marker | None = None  # set by the registry where a crash is to be traced to its model
         self._check_signature()
         self.batch_axis = BatchAxis.of(manifest)

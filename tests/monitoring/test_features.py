@@ -111,7 +111,7 @@ def test_image_features_refuses_other_arrays(shape: tuple[int, ...], dtype: type
 
 
 def test_features_are_plain_floats() -> None:
-    features = image_features(_plain((1, 2, 3)), 1) | output_features(np.array([0.5, 0.5], np.float32))
+    features = image_features(_plain((1, 2, 3)), 1)
     features |= text_features("a", frozenset())
     assert {type(value) for value in features.values()} == {float}
     json.dumps(features, allow_nan=False)
@@ -119,14 +119,25 @@ def test_features_are_plain_floats() -> None:
 
 def test_entropy_equals_scipy() -> None:
     for scores in (RANDOM.random(1000), RANDOM.random(3), np.array([0, 1e-300, 1]), np.array([5e-324] * 3)):
-        features = output_features(scores)
-        assert features["confidence"] == scores.max()
-        assert features["entropy"] == pytest.approx(stats.entropy(scores / scores.sum(), base=2), abs=1e-9)
+        features = output_features(scores[np.newaxis])
+        assert features["confidence"] == [scores.max()]
+        assert features["entropy"] == pytest.approx([stats.entropy(scores / scores.sum(), base=2)], abs=1e-9)
+
+
+def test_output_features_of_a_row_are_the_same_alone() -> None:
+    scores = RANDOM.random((37, 1000)).astype(np.float32)
+    together = output_features(scores)
+    for number in range(len(scores)):
+        alone = output_features(scores[number : number + 1])
+        assert all(alone[name].tolist() == [together[name][number]] for name in together)
 
 
 def test_output_features_by_hand() -> None:
-    assert output_features(np.array([0.25] * 4, np.float32)) == {"confidence": 0.25, "entropy": 2.0}
-    assert output_features(np.array([0.0, 1.0, 0.0])) == {"confidence": 1.0, "entropy": 0.0}
+    features = output_features(np.array([[0.25] * 4, [0.0, 1.0, 0.0, 0.0]], np.float32))
+    assert {name: values.tolist() for name, values in features.items()} == {
+        "confidence": [0.25, 1.0],
+        "entropy": [2.0, 0.0],
+    }
 
 
 OUTPUTS = {
@@ -142,8 +153,8 @@ OUTPUTS = {
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_output_features_that_are_missing(name: str) -> None:
     values, *expected = OUTPUTS[name]
-    features = output_features(np.array(values))
-    assert [math.isnan(features[key]) for key in ("confidence", "entropy")] == expected
+    features = output_features(np.array(values).reshape(1, -1))
+    assert [math.isnan(features[key][0]) for key in ("confidence", "entropy")] == expected
 
 
 def test_text_features() -> None:

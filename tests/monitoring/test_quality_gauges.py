@@ -1,11 +1,8 @@
-"""The gauges of quality, and how long feedback is kept: real SQLite, time as an argument."""
+"""The gauges of quality: real SQLite, time as an argument."""
 
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,11 +10,10 @@ import pytest
 
 from app.errors import VersionNotFound
 from app.metrics import Metrics
-from app.monitoring.quality_watch import WINDOWS, QualityWatch
+from app.monitoring.quality_gauges import WINDOWS, QualityGauges
 from app.monitoring.reports import QualityReports, Window
 from app.storage.database import Database, open_database
 from app.storage.feedback import FeedbackRow, FeedbackStore
-from tests.running import ROOT
 
 HOUR_MS = 3_600_000
 NOW_MS = 1_800_000_000_000
@@ -61,16 +57,15 @@ def _read(metrics: Metrics, name: str) -> dict[tuple[str, str, str], float]:
     return found
 
 
-def _watch(database: Database, metrics: Metrics, keep_days: float = 30) -> QualityWatch:
-    reports = QualityReports(FeedbackStore(database), _labels_of)
-    return QualityWatch(database, reports, lambda: ["m"], metrics, None, keep_days)
+def _gauges(database: Database, metrics: Metrics) -> QualityGauges:
+    return QualityGauges(QualityReports(FeedbackStore(database), _labels_of), lambda: ["m"], metrics)
 
 
 def test_gauges_of_each_window(database: Database) -> None:
     rows = [_row(0, 0.5, 0, 0), _row(1, 2, 0, 1), _row(2, 30, 1, 1), _row(3, 30, 1, 1), _row(4, 500, 1, 0)]
     FeedbackStore(database).add([*rows, _row(5, 0.1, 0, 0, alias=None), _row(6, 0.1, 0, 1, version="0.9.0")])
     metrics = Metrics()
-    _watch(database, metrics).look(NOW_MS)
+    _gauges(database, metrics).look(NOW_MS)
     accuracy = _read(metrics, "accuracy_ratio")
     stable = {window: value for (version, alias, window), value in accuracy.items() if alias and version == "1.0.0"}
     assert stable == {"1h": 1.0, "1d": 0.5, "7d": 0.75, "last_1000": 0.6}
@@ -83,22 +78,13 @@ def test_gauges_of_each_window(database: Database) -> None:
 def test_what_leaves_the_window_is_no_number(database: Database) -> None:
     FeedbackStore(database).add([_row(0, 0.5, 0, 0)])
     metrics = Metrics()
-    watch = _watch(database, metrics)
-    watch.look(NOW_MS)
-    watch.look(NOW_MS + 2 * HOUR_MS)
+    gauges = _gauges(database, metrics)
+    gauges.look(NOW_MS)
+    gauges.look(NOW_MS + 2 * HOUR_MS)
     accuracy = _read(metrics, "accuracy_ratio")
     assert math.isnan(accuracy["1.0.0", "stable", "1h"])
     assert accuracy["1.0.0", "stable", "1d"] == 1.0
     assert _read(metrics, "labelled_answers")["1.0.0", "stable", "1h"] == 0
-
-
-def test_feedback_is_kept_for_its_time(database: Database) -> None:
-    store = FeedbackStore(database)
-    store.add([_row(0, 23, 0, 0), _row(1, 25, 0, 0), _row(2, 500, 0, 0)])
-    watch = _watch(database, Metrics(), keep_days=1)
-    assert watch.sweep(NOW_MS) == 2
-    assert watch.sweep(NOW_MS) == 0
-    assert store.summary().count == 1
 
 
 def test_classes_have_names_while_the_version_is_there(database: Database) -> None:
@@ -110,25 +96,3 @@ def test_classes_have_names_while_the_version_is_there(database: Database) -> No
         "1.0.0": [{"actual": "dog", "predicted": "cat", "count": 1}],
         "0.9.0": [{"actual": "1", "predicted": "0", "count": 1}],
     }
-
-
-def test_no_database_is_made_by_looking(tmp_path: Path) -> None:
-    """A server without feedback touches no file, and does not load what it does not need."""
-    code = f"""
-import sys
-from pathlib import Path
-from app.metrics import Metrics
-from app.monitoring.quality_watch import QualityWatch
-from app.monitoring.reports import QualityReports
-from app.storage.database import open_database
-from app.storage.feedback import FeedbackStore
-database = open_database(None, Path({str(tmp_path / "data")!r}))
-reports = QualityReports(FeedbackStore(database), lambda *_: None)
-watch = QualityWatch(database, reports, lambda: ["m"], Metrics(), None, 30)
-watch.start()
-watch.close()
-print("sqlalchemy" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True)
-    assert done.stdout == "False\n", done.stderr
-    assert not (tmp_path / "data").exists()

@@ -242,7 +242,7 @@ def test_normalisation_that_cannot_be_undone_is_no_crash() -> None:
 def test_features_of_answers(tmp_path: Path) -> None:
     servable = load_servable(write_model(tmp_path), 1)
     scores = np.array([[0.5, 0.5, 0], [0, 0.25, 0.75], [np.nan, 0.1, 0.2], [np.nan] * 3], np.float32)
-    found = answer_features(servable, {"scores": scores})
+    found = answer_features(servable.manifest, servable.classification, {"scores": scores})
     ranked = servable.answer({"scores": scores}, 1)
     assert ranked is not None
     served = [item.predictions[0] for item in ranked]
@@ -256,10 +256,10 @@ def test_features_of_answers(tmp_path: Path) -> None:
 
 def test_features_of_values_and_tensors(tmp_path: Path) -> None:
     total = load_servable(write_model(tmp_path, "sum", kind="sum"), 1)
-    found = answer_features(total, {"total": np.array([[1.5], [2]], np.float32)})
+    found = answer_features(total.manifest, None, {"total": np.array([[1.5], [2]], np.float32)})
     assert {key: values.tolist() for key, values in found.items()} == {"value": [1.5, 2]}
     positive = load_servable(write_model(tmp_path, "positive", kind="positive"), 1)
-    assert answer_features(positive, {"is_positive": np.array([[True]])}) == {}
+    assert answer_features(positive.manifest, None, {"is_positive": np.array([[True]])}) == {}
     total.close()
     positive.close()
 
