@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr | None = Field(
         None,
-        description="Database of feedback and counts, as postgresql+psycopg://…; SQLite in the data directory if unset.",
+        description="Database of feedback and counts, postgresql+psycopg://…; SQLite in the data directory if unset.",
     )
     replicas: int = Field(1, ge=1, description="Servers that share the database; more than one need PostgreSQL.")
     feedback_days: float = Field(30, gt=0, description="How long after its answer feedback on it is taken, in days.")
