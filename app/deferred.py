@@ -7,6 +7,7 @@ Seven histograms a request, two counters each in memory shared by the workers, t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from prometheus_client import Histogram
@@ -15,11 +16,22 @@ FLUSH_SECONDS = 0.2
 _FEW = 4
 
 
+class HistogramRows:
+    """Histograms, with their labels bound, that are always observed together."""
+
+    __slots__ = ("histograms", "values")
+
+    def __init__(self, histograms: Iterable[Histogram]) -> None:
+        self.histograms = tuple(histograms)
+        self.values: list[tuple[float, ...]] = []
+
+
 class DeferredHistograms:
     """Used in one event loop; with none running, values are written at once."""
 
     def __init__(self) -> None:
         self._values: dict[Histogram, list[float]] = {}
+        self._rows: list[HistogramRows] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def observe(self, histogram: Histogram, value: float) -> None:
@@ -31,6 +43,14 @@ class DeferredHistograms:
         if self._timer is None:
             self._arm()
 
+    def observe_row(self, rows: HistogramRows, values: tuple[float, ...]) -> None:
+        """As `observe` of a value for each of the histograms."""
+        if not rows.values:
+            self._rows.append(rows)
+        rows.values.append(values)
+        if self._timer is None:
+            self._arm()
+
     def flush(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -39,6 +59,11 @@ class DeferredHistograms:
             if values:
                 _observe_all(histogram, values)
                 values.clear()
+        changed, self._rows = self._rows, []
+        for rows in changed:
+            for histogram, column in zip(rows.histograms, zip(*rows.values, strict=True), strict=True):
+                _observe_all(histogram, column)
+            rows.values.clear()
 
     def _arm(self) -> None:
         try:
@@ -49,7 +74,7 @@ class DeferredHistograms:
             self._timer = loop.call_later(FLUSH_SECONDS, self.flush)
 
 
-def _observe_all(histogram: Histogram, values: list[float]) -> None:
+def _observe_all(histogram: Histogram, values: Sequence[float]) -> None:
     """`observe` of each, added up first. Reaches into prometheus_client, which has no call for it."""
     if len(values) < _FEW:
         for value in values:

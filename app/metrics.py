@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, valu
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from app.deferred import DeferredHistograms
+from app.deferred import DeferredHistograms, HistogramRows
 
 DURATION_BUCKETS = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
@@ -46,6 +46,7 @@ class ModelMetrics:
         self._requests: dict[tuple[str, int], Counter] = {}
         self._durations: dict[str, Histogram] = {}
         self._stages = {stage: metrics.stage_duration.labels(model, version, stage) for stage in STAGES}
+        self._all_stages = HistogramRows(self._stages[stage] for stage in STAGES)
         self._batch_size = metrics.batch_size.labels(model, version)
         self._low_confidence: Counter | None = None
         self.in_flight = metrics.in_flight_requests.labels(model)
@@ -66,6 +67,10 @@ class ModelMetrics:
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         self._metrics.deferred.observe(self._stages[stage], seconds)
+
+    def observe_stages(self, seconds: tuple[float, ...]) -> None:
+        """One value for each of STAGES, in their order."""
+        self._metrics.deferred.observe_row(self._all_stages, seconds)
 
     def observe_batch(self, rows: int) -> None:
         self._metrics.deferred.observe(self._batch_size, rows)

@@ -8,7 +8,7 @@ import random
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
 
-from app.deferred import FLUSH_SECONDS, DeferredHistograms
+from app.deferred import FLUSH_SECONDS, DeferredHistograms, HistogramRows
 
 pytestmark = pytest.mark.anyio
 BUCKETS = (0.1, 0.5, 1.0, 5.0)
@@ -58,3 +58,19 @@ def test_values_are_written_at_once_without_an_event_loop() -> None:
     DeferredHistograms().observe(histogram, 2.0)
     expected.observe(2.0)
     assert _samples(histogram) == _samples(expected)
+
+
+async def test_rows_of_several_histograms() -> None:
+    choice = random.Random(7)
+    rows = [(choice.uniform(0, 8), choice.uniform(0, 1)) for _ in range(50)]
+    together, expected = (_histogram(), _histogram()), (_histogram(), _histogram())
+    deferred, bound = DeferredHistograms(), HistogramRows(together)
+    for number, row in enumerate(rows):
+        deferred.observe_row(bound, row)
+        if number == 20:
+            deferred.flush()
+        for histogram, value in zip(expected, row, strict=True):
+            histogram.observe(value)
+    deferred.flush()
+    deferred.flush()
+    assert [_samples(histogram) for histogram in together] == [_samples(histogram) for histogram in expected]

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from app.api.body_clock import BodyClock
-from app.api.context import RequestContext, context_of
+from app.api.context import READ_KEY, RequestContext, context_of
 from app.errors import BodyTooLarge, ClientClosed, OutOfBodyMemory, UnsupportedMediaType
 
 
@@ -32,8 +32,11 @@ class BodyReader:
         announced = context.headers.get(b"content-length", b"")
         if announced.isdigit() and int(announced) > self._max_bytes:
             raise self._too_large()
-        with self._clock.watch(context):
+        if READ_KEY in request.scope:  # it is there already, as that of most small requests
             chunks = await self._read_chunks(request.receive, context)
+        else:
+            with self._clock.watch(context):
+                chunks = await self._read_chunks(request.receive, context)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def release(self, context: RequestContext) -> None:

@@ -287,12 +287,16 @@ def _add_ids(rendered: list[dict[str, Any]], answer: Answer, prediction_ids: Pre
 def _has_null(item: dict[str, Any]) -> bool:
     if "value" in item:
         return item["value"] is None
-    return any(prediction["confidence"] is None for prediction in item.get("predictions", ()))
+    return None in [prediction["confidence"] for prediction in item.get("predictions", ())]
 
 
 def _server_timing(context: RequestContext) -> str:
     """https://www.w3.org/TR/server-timing/, milliseconds; `total` runs from the first byte of the request."""
     timings = context.timings
     assert timings is not None
-    stages = (*timings.stages(), ("total", time.perf_counter() - context.started))
-    return ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in stages)
+    total = time.perf_counter() - context.started
+    return (
+        f"decode;dur={timings.decode * 1e3:.3f}, queue;dur={timings.queue * 1e3:.3f}, "
+        f"preprocess;dur={timings.preprocess * 1e3:.3f}, inference;dur={timings.inference * 1e3:.3f}, "
+        f"postprocess;dur={timings.postprocess * 1e3:.3f}, total;dur={total * 1e3:.3f}"
+    )

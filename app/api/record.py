@@ -83,9 +83,8 @@ class Recorder:
         reason = _REJECTIONS.get(context.error_code or "")
         if reason is not None:
             self._metrics.rejected.labels(model, reason).inc()
-        if context.timings is not None:
-            for stage, seconds in context.timings.stages():
-                bound.observe_stage(stage, seconds)
+        if (took := context.timings) is not None:
+            bound.observe_stages((took.decode, took.preprocess, took.queue, took.inference, took.postprocess))
 
 
 def _access_line(scope: Scope, context: RequestContext, now: float) -> dict[str, Any]:

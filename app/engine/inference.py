@@ -157,6 +157,11 @@ class Inference:
 
 def _assemble(call: Call, resolved: Resolved, results: Sequence[Part | BaseException]) -> Answer:
     """One answer from the results of its works."""
+    if len(results) == 1 and isinstance(results[0], Part):
+        part = results[0]
+        return _answer_of(
+            call, resolved, part.items or (), part.tensors, part.timings, part.answered_by, part.violations
+        )
     timings = Timings()
     items: list[Item | HeadwayError] = []
     outputs: list[Tensors] = []
@@ -173,16 +178,29 @@ def _assemble(call: Call, resolved: Resolved, results: Sequence[Part | BaseExcep
             items.append(result)
         else:
             raise result
+    tensors = None if call.is_plural else join(outputs)
+    return _answer_of(call, resolved, tuple(items), tensors, timings, tuple(answered_by) or None, violations)
+
+
+def _answer_of(
+    call: Call,
+    resolved: Resolved,
+    items: tuple[Item | HeadwayError, ...],
+    tensors: Tensors | None,
+    timings: Timings,
+    answered_by: tuple[int, ...] | None,
+    violations: tuple[Violation, ...],
+) -> Answer:
     servable = resolved.servable
     has_items = servable.manifest.answer.type != "tensor" and call.outputs is None
     return Answer(
         model=servable.name,
         version=servable.version,
         alias=resolved.alias,
-        items=tuple(items) if has_items else None,
-        tensors=None if call.is_plural else join(outputs),
+        items=items if has_items else None,
+        tensors=None if call.is_plural else tensors,
         timings=timings,
-        answered_by=tuple(answered_by) or None,
+        answered_by=answered_by,
         violations=violations,
     )
 

@@ -80,6 +80,8 @@ def _infer_shape(size: int, spec: TensorSpec) -> tuple[int, ...]:
 
 
 def check_names(given: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
+    if len(given) == len(specs) and all(spec.name in given for spec in specs):
+        return
     wanted = [spec.name for spec in specs]
     missing = [name for name in wanted if name not in given]
     unknown = [name for name in given if name not in wanted]

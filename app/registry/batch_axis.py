@@ -45,6 +45,8 @@ class BatchAxis:
 
     def count(self, tensors: Tensors) -> int:
         """Raises InvalidTensor where the inputs do not agree."""
+        if len(self.names) == 1:
+            return len(tensors[self.names[0]])
         counts = {name: len(tensors[name]) for name in self.names}
         if len(set(counts.values())) > 1:
             text = ", ".join(f"{name!r} has {count}" for name, count in counts.items())

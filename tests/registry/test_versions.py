@@ -148,3 +148,10 @@ def test_model_ref(text: str, name: str, tag: str | None) -> None:
 def test_model_ref_bad(text: str) -> None:
     with pytest.raises(ValueError, match="name, name@version or name@alias"):
         ModelRef.parse(text)
+
+
+@pytest.mark.parametrize("text", ["a" * 64, "digits@" + "1" * 65, f"digits@1.0.0-{'a' * 60}", "digits@" + "a" * 64])
+def test_model_ref_is_short(text: str) -> None:
+    """What is good is kept for the next caller, so it must not fill the memory."""
+    with pytest.raises(ValueError, match="write the model as"):
+        ModelRef.parse(text)
