@@ -25,8 +25,8 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}
 class RequestContext:
     """`protocol` is set by prediction routes and says that the request is counted as a prediction.
 
-    `headers` are by lower-case name; of one that is sent twice the last counts. `is_management`: it came in by the
-    management listener, with the token.
+    `headers` are by lower-case name; of one that is sent twice the last counts. `is_drawn`: the alias was chosen
+    by its weight, not by the caller. `is_management`: it came in by the management listener, with the token.
     """
 
     request_id: str
@@ -37,6 +37,7 @@ class RequestContext:
     model: str | None = None
     version: str | None = None
     alias: str | None = None
+    is_drawn: bool = False
     key_id: str | None = None
     is_management: bool = False
     error_code: str | None = None

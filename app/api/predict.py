@@ -152,12 +152,13 @@ class PredictApi:
 
     def _check_room(self, request: Request, body: bytes, seconds_left: float, priority: Priority) -> None:
         """Refuse what cannot be answered in time before it is parsed; what cannot be told yet goes on."""
-        media_type = context_of(request.scope).headers.get(b"content-type", b"").decode("latin-1").lower()
+        headers = context_of(request.scope).headers
+        media_type = headers.get(b"content-type", b"").decode("latin-1").lower()
         ref, kind = peek_json(body)
         if media_type.startswith(("image/", TENSOR_TYPE)):
             ref, kind = peek_query(request.query_params), "image" if media_type.startswith("image/") else "tensor"
         try:
-            resolved = self._inference.resolve(ref, kind)
+            resolved = self._inference.resolve(ref, kind, _routing_key(headers))
         except HeadwayError:
             return
         _note_model(context_of(request.scope), resolved)
@@ -189,7 +190,7 @@ def _check_lag(request: Request, seconds: float) -> None:
 
 def _note_model(context: RequestContext, resolved: Resolved) -> None:
     context.model, context.version = resolved.servable.name, resolved.servable.version
-    context.alias = resolved.alias
+    context.alias, context.is_drawn = resolved.alias, resolved.is_drawn
 
 
 class JsonAnswer(Response):

@@ -76,10 +76,11 @@ class Recorder:
         bound = self._metrics.model(model, context.version or UNKNOWN)
         bound.count(protocol, context.status, duration)
         if model in self._tallies.watched and context.version is not None:
+            alias = context.alias if context.is_drawn else None
             if context.status < 400:
-                self._tallies.count_request(model, context.version, context.alias, duration)
+                self._tallies.count_request(model, context.version, alias, duration)
             elif context.error_code in _FAILURES:
-                self._tallies.count_request(model, context.version, context.alias, None)
+                self._tallies.count_request(model, context.version, alias, None)
         reason = _REJECTIONS.get(context.error_code or "")
         if reason is not None:
             self._metrics.rejected.labels(model, reason).inc()

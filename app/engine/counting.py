@@ -42,6 +42,8 @@ class Counting:
         self._thread = threading.Thread(target=self._work, name="counting", daemon=True)
 
     def start(self) -> None:
+        """Looks once before the first request, so that this one is counted."""
+        self._count(writes=False)
         self._thread.start()
 
     def close(self) -> None:
@@ -94,13 +96,18 @@ class Counting:
         written = time.monotonic()
         while True:
             is_last = self._closing.wait(LOOK_SECONDS)
-            try:
-                self.look()
-                if is_last or time.monotonic() - written >= WRITE_SECONDS:
-                    written = time.monotonic()
-                    self._tallies.write(time.time_ns() // 1_000_000)
-            except Exception:
-                self._metrics.unrecorded.inc()
-                logger.exception("inputs could not be counted")
+            is_due = is_last or time.monotonic() - written >= WRITE_SECONDS
+            if is_due:
+                written = time.monotonic()
+            self._count(writes=is_due)
             if is_last:
                 return
+
+    def _count(self, *, writes: bool) -> None:
+        try:
+            self.look()
+            if writes:
+                self._tallies.write(time.time_ns() // 1_000_000)
+        except Exception:
+            self._metrics.unrecorded.inc()
+            logger.exception("inputs could not be counted")

@@ -20,7 +20,7 @@ MINUTE_MS = 60_000
 # What the database does not take is kept so long, counted from the newest minute.
 _KEPT_MS = 60 * MINUTE_MS
 
-# Model, version, alias ("" for an exact version).
+# Model, version, alias ("" where the caller named one, or an exact version).
 _Requests = dict[tuple[str, str, str], tuple[int, int, Array]]
 _Bins = dict[tuple[str, str], dict[str, Array]]
 
@@ -45,7 +45,7 @@ class Tallies:
         self._is_failing = False
 
     def count_request(self, model: str, version: str, alias: str | None, seconds: float | None) -> None:
-        """One that was answered in `seconds`, or, None, at which the version failed."""
+        """One that was answered in `seconds`, or, None, at which the version failed. `alias`: where it was drawn."""
         key = (model, version, alias or "")
         with self._lock:
             found = self._requests.get(key)

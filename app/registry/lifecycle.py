@@ -214,9 +214,11 @@ class Registry:
         """By the weights; a canary that is not there leaves its share to stable."""
         assert model.release is not None
         alias = model.release.route(model.name, routing_key)
-        if alias != STABLE and alias not in model.serving:
-            return replace(self._answering(model, STABLE), fallback_from=alias)
-        return self._answering(model, alias)
+        is_there = alias == STABLE or alias in model.serving
+        resolved = self._answering(model, alias if is_there else STABLE)
+        resolved.is_drawn = is_there
+        resolved.fallback_from = None if is_there else alias
+        return resolved
 
     def _address(self, model: ModelStatus, tag: str) -> Resolved:
         """An alias or a version that the caller names always wins."""

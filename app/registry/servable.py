@@ -50,12 +50,13 @@ class Resolved:
     """The version that answers a call, and the alias that led to it (None for an exact version).
 
     It keeps the version loaded as long as it is held. `fallback_from` is the alias whose turn it was, where its version
-    is not there and stable answers instead.
+    is not there and stable answers instead. `is_drawn`: the alias' turn came by its weight, nobody named it.
     """
 
     servable: Servable
     alias: str | None
     fallback_from: str | None = None
+    is_drawn: bool = False
 
 
 class Servable:

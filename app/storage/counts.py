@@ -39,7 +39,7 @@ _PAUSE_SECONDS = 0.01
 class RequestCounts:
     """Of one version under one alias.
 
-    `alias` is "" where the caller named the exact version. `minute_ms` is the start of the minute, or of what was asked
+    `alias` is "" where the caller named it, or a version. `minute_ms` is the start of the minute, or of what was asked
     for. `answered` are the requests that the version answered (2xx) or failed at (its own 5xx), no refusals and no 4xx;
     `failed` are the 5xx of these. `durations` are of the 2xx: how many took up to each of app.metrics.DURATION_BUCKETS
     (not cumulative), and last, how many took longer.

@@ -52,7 +52,7 @@ request_counts = Table(
     Column("model", Text, primary_key=True),
     Column("minute_ms", BigInteger, primary_key=True, autoincrement=False),
     Column("version", Text, primary_key=True),
-    # "" where the caller named the exact version.
+    # "" where the caller named it, or a version.
     Column("alias", Text, primary_key=True),
     Column("span_ms", BigInteger, primary_key=True, autoincrement=False),
     Column("writer", Text, primary_key=True),

@@ -180,3 +180,52 @@ def test_panel_has_data(prometheus: str, query: str) -> None:
     while not any(math.isfinite(value) for value in _ask(prometheus, query)):
         assert time.monotonic() < limit, f"no data: {query}"
         time.sleep(0.2)
+
+
+def _ask_by_feature(url: str, query: str) -> dict[str, float]:
+    response = httpx.get(f"{url}/api/v1/query", params={"query": query}, timeout=PATIENCE_SECONDS).raise_for_status()
+    return {series["metric"]["feature"]: float(series["value"][1]) for series in response.json()["data"]["result"]}
+
+
+def _read_drift(server: RunningServer) -> dict[str, Any]:
+    """The features of rows, by name."""
+    answer = httpx.get(f"{server.url}/models/rows/drift", params={"version": "1.0.1"}, timeout=PATIENCE_SECONDS)
+    (version,) = answer.raise_for_status().json()["versions"]
+    return {feature["name"]: feature for feature in version["features"]}
+
+
+# Of all that was ever counted, without increase(): shares of now and of the baseline, by feature and bin.
+OF_ROWS = 'model="rows",version="1.0.1",bin!="missing"'
+INPUTS = f"sum by (feature) (headway_input_bin_total{{{OF_ROWS}}})"
+NOW = f"(sum by (feature, bin) (headway_input_bin_total{{{OF_ROWS}}}) / on (feature) group_left () {INPUTS})"
+BASELINE = f"(max by (feature, bin) (headway_drift_reference_ratio{{{OF_ROWS}}}))"
+DISTANCES = {
+    "population_stability_index": f"sum by (feature) ((clamp_min({NOW}, 1e-4) - clamp_min({BASELINE}, 1e-4))"
+    f" * ln(clamp_min({NOW}, 1e-4) / clamp_min({BASELINE}, 1e-4)))",
+    # In bits; 1e-300 stands for 0, for 0 log 0 is 0.
+    "jensen_shannon": f"sqrt(sum by (feature) ({BASELINE} * log2(clamp_min({BASELINE}, 1e-300))"
+    f" + {NOW} * log2(clamp_min({NOW}, 1e-300))"
+    f" - ({BASELINE} + {NOW}) * log2(clamp_min({BASELINE} + {NOW}, 1e-300) / 2)) / 2)",
+}
+RECORDED = {"population_stability_index": "psi_1h", "jensen_shannon": "jensen_shannon_1h"}
+
+
+def test_drift_of_prometheus_is_that_of_the_database(prometheus: str, server: RunningServer) -> None:
+    """The same counts went two ways: by the counters of two workers, and by the database."""
+    limit = time.monotonic() + PATIENCE_SECONDS
+    counted: dict[str, float] = {}
+    while not counted or min(counted.values()) < len(ROWS) or counted != _ask_by_feature(prometheus, INPUTS):
+        assert time.monotonic() < limit, "the counts do not agree"
+        time.sleep(0.2)
+        drift = _read_drift(server)
+        counted = {name: feature["n"] for name, feature in drift.items()}
+    assert {"x[0]", "answer:classes", "answer:confidence", "answer:entropy"} <= drift.keys()
+    for distance, query in DISTANCES.items():
+        expected = {name: feature["from_baseline"][distance] for name, feature in drift.items()}
+        assert min(expected.values()) > 0
+        assert _ask_by_feature(prometheus, query) == pytest.approx(expected, rel=1e-9)
+        record = f'model_version_feature:headway_drift:{RECORDED[distance]}{{model="rows",version="1.0.1"}}'
+        # Rules are evaluated once a second.
+        while (recorded := _ask_by_feature(prometheus, record)) != pytest.approx(expected, rel=0.01):
+            assert time.monotonic() < limit, (recorded, expected)
+            time.sleep(0.2)
