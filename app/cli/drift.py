@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
-from app.errors import InvalidContent
+from app.errors import InvalidContent, ModelNotFound
+from app.registry.store import Store
 from app.settings import Settings
 
 # Of the population stability index. A convention, not a test: Siddiqi, "Credit Risk Scorecards", 2006.
@@ -46,13 +47,19 @@ def _describe(settings: Settings, model: str, hours: float, version: str | None)
     from app.storage.database import open_configured
 
     store = open_store(settings)
-    release, _ = store.release(model)
+    is_there = model in store.model_names()
     with open_configured(settings) as database:
-        if not database.exists():
+        counts, has_counts = CountsStore(database), database.exists()
+        # Those of a model that was removed are kept for a while.
+        if not is_there and not (has_counts and counts.bin_versions(model)):
+            raise _not_found(store, model)
+        if not has_counts:
             raise InvalidContent(
-                f"{database.location}: there is no database; a server makes it that serves a version with a baseline"
+                f"{database.location}: there is no database; a server makes it that serves a version with a baseline; "
+                "give this command the server's HEADWAY_DATA_DIR or HEADWAY_DATABASE_URL"
             )
-        reports = DriftReports(CountsStore(database), Baselines(store).baseline_of, Answers(store).labels_of)
+        release = store.release(model)[0] if is_there else None
+        reports = DriftReports(counts, Baselines(store).baseline_of, Answers(store).labels_of)
         return reports.describe(
             model,
             hours,
@@ -61,6 +68,12 @@ def _describe(settings: Settings, model: str, hours: float, version: str | None)
             step_hours=1 if hours <= MOST_STEPS else 24,
             released=release.versions if release is not None else (),
         )
+
+
+def _not_found(store: Store, model: str) -> ModelNotFound:
+    hint = "; name a version with --version" if "@" in model else ""
+    known = ", ".join(store.model_names()) or "none"
+    return ModelNotFound(f"there is no model {model!r} in {store.root}; it has {known}{hint}")
 
 
 def _show(found: dict[str, Any]) -> Group:
@@ -135,7 +148,9 @@ def _tell_vague(features: list[dict[str, Any]]) -> str:
     degrees = sum(share > 0 for share in worst["bins"]["reference"]) - 1
     of_baseline = chance - degrees / worst["n"]
     if of_baseline > 0.95 * _SMALL:
-        cure = f"a baseline of {math.ceil(2 * degrees / _SMALL):,} inputs or more would do"
+        least = math.ceil(2 * degrees / _SMALL)
+        now = "" if worst["n"] >= least else ", and as many now,"
+        cure = f"a baseline of {least:,} inputs or more{now} would do"
     else:
         cure = f"{math.ceil(degrees / (_SMALL - of_baseline)):,} inputs would do"
     return f"chance alone gives a PSI of up to {chance:.2f}; {cure}"

@@ -132,7 +132,9 @@ class DriftReports:
         window = DriftWindow.of(window_hours, now_ms)
         found: dict[str, dict[str, float | None]] = {}
         for version, entry in self._find_counted(model).items():
-            baseline = self._find_baseline(model, version) if entry.last_ms >= window.since_ms else None
+            if entry.last_ms < window.since_ms:
+                continue
+            baseline, _ = self._find_baseline(model, version)
             if baseline is not None:
                 sums = _Sums(baseline)
                 whole = sums.of(self._store.bins(model, version, window.since_ms, window.until_ms))
@@ -144,16 +146,17 @@ class DriftReports:
         entries = sorted(self._store.bin_versions(model), key=lambda entry: -entry.first_ms)
         return {entry.version: entry for entry in entries}
 
-    def _find_baseline(self, model: str, version: str) -> Baseline | None:
+    def _find_baseline(self, model: str, version: str) -> tuple[Baseline | None, str | None]:
+        """And what is wrong with it, where it is there; the counts that were made with it can be read all the same."""
         try:
-            return self._baseline_of(model, version)
-        except HeadwayError:  # it was removed, or does not load, which is told elsewhere; its counts are still there
-            return None
+            return self._baseline_of(model, version), None
+        except HeadwayError as exc:
+            return None, str(exc)
 
     def _measure(self, model: str, version: str, counted: CountedVersion | None, window: DriftWindow) -> VersionDrift:
-        baseline = self._find_baseline(model, version)
+        baseline, fault = self._find_baseline(model, version)
         if counted is None:
-            return VersionDrift(version, baseline is not None, baseline=baseline)
+            return VersionDrift(version, baseline is not None, baseline=baseline, fault=fault)
         sums = _Sums(baseline)
         steps = self._store.bins(model, version, window.since_ms, window.until_ms, window.step_ms)
         whole = sums.of(steps)
@@ -175,6 +178,7 @@ class DriftReports:
             FirstHours(start_ms, end_ms, _inputs(first), is_running=end_ms >= window.until_ms),
             tuple(_compare_feature(name, sums, whole[name], first.get(name), later.get(name)) for name in whole),
             () if window.step_ms is None else tuple(_measure_step(step, sums, first, end_ms) for step in steps),
+            fault,
         )
 
     def _name_classes(self, model: str, version: str, bins: ClassBins) -> list[str]:

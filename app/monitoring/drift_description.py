@@ -34,15 +34,27 @@ def describe_version(
         "series": [_describe_step(step) for step in drift.series],
     }
     if baseline is None:
-        content["how"] = (
-            f"{model}@{drift.version} has no baseline to count and compare with; publish a version that has one: "
-            f"headway baseline {model}@{drift.version} DATA"
-        )
+        content["how"] = _tell_how(f"{model}@{drift.version}", drift)
     return content
 
 
 def iso_time(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def _tell_how(label: str, drift: VersionDrift) -> str:
+    """Why there is no baseline, and what to do."""
+    if drift.fault is not None:
+        return f"the baseline of {label} cannot be used: {drift.fault}"
+    if drift.is_counted:
+        return (
+            f"the baseline that {label} was counted with is no longer there; if the version was removed, "
+            f"headway models undelete {label} brings it back"
+        )
+    return (
+        f"{label} has no baseline to count and compare with; publish a version that has one: "
+        f"headway baseline {label} DATA"
+    )
 
 
 def _describe_first_hours(first: FirstHours) -> dict[str, Any]:

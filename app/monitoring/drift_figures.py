@@ -123,7 +123,10 @@ class FirstHours:
 
 @dataclass(frozen=True, slots=True)
 class VersionDrift:
-    """`n` inputs were counted in the window. Not `is_counted`: it has no baseline, and never was counted."""
+    """`n` inputs were counted in the window. Not `is_counted`: it has no baseline, and never was counted.
+
+    `fault` says what is wrong with a baseline that is there and cannot be used.
+    """
 
     version: str
     is_counted: bool
@@ -132,3 +135,4 @@ class VersionDrift:
     first_hours: FirstHours | None = None
     features: tuple[FeatureDrift, ...] = ()
     series: tuple[Step, ...] = ()
+    fault: str | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from app.api.catalog import CatalogApi
 from app.api.drift import DriftApi
 from app.api.middleware import KeyRing, RequestMiddleware
 from app.monitoring.binning import Bins, ClassBins
-from app.monitoring.drift import DriftReports
+from app.monitoring.drift import BaselineOf, DriftReports
 from app.registry.answers import Answers
 from app.registry.baseline import Baseline
 from app.registry.lifecycle import Registry
@@ -51,14 +53,16 @@ async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
             yield client
 
 
-def _client(root: Path, database: Database) -> httpx.AsyncClient:
+def _baseline_of(model: str, _version: str) -> Baseline | None:
+    return BASELINE if model == "scores" else None
+
+
+def _client(root: Path, database: Database, baseline_of: BaselineOf = _baseline_of) -> httpx.AsyncClient:
     store = Store(root)
     registry = Registry(store)
     registry.load()
     answers = Answers(store)
-    reports = DriftReports(
-        CountsStore(database), lambda model, _: BASELINE if model == "scores" else None, answers.labels_of
-    )
+    reports = DriftReports(CountsStore(database), baseline_of, answers.labels_of)
     application = Application(redirect_slashes=False)
     for api in (DriftApi(reports, registry), CatalogApi(registry, None)):
         api.add_routes(application.router)
@@ -84,6 +88,24 @@ async def test_drift_of_what_was_counted(client: httpx.AsyncClient) -> None:
     assert version["first_hours"]["running"] is True
     assert sum(step["n"] for step in version["series"]) == 100
     assert version["features"][0]["bins"]["labels"][0] in {"low", "middle", "high"}
+
+
+async def test_reports_are_made_one_at_a_time(tmp_path: Path) -> None:
+    """Each takes a thread that feedback waits for, too."""
+    write_model(tmp_path / "models", "scores")
+    lock = threading.Lock()
+
+    def baseline_of(_model: str, _version: str) -> Baseline:
+        assert lock.acquire(blocking=False)
+        # Whoever comes meanwhile finds it locked.
+        threading.Event().wait(0.05)
+        lock.release()
+        return BASELINE
+
+    with open_database(None, tmp_path / "data") as database:
+        async with _client(tmp_path / "models", database, baseline_of) as client:
+            answers = await asyncio.gather(*(client.get("/models/scores/drift") for _ in range(4)))
+    assert [answer.status_code for answer in answers] == [200] * 4
 
 
 async def test_version_without_a_baseline(client: httpx.AsyncClient) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -126,6 +127,15 @@ def test_too_few_inputs_in_the_baseline(environment: dict[str, str]) -> None:
     assert _lines(environment, "few")[-1].endswith("a PSI of up to 0.11; 900 inputs would do")
 
 
+@pytest.mark.parametrize(("n", "cure"), [(60, "180 inputs or more, and as many now,"), (200, "180 inputs or more")])
+def test_baseline_so_small_that_no_inputs_would_do(environment: dict[str, str], n: int, cure: str) -> None:
+    # 9 / 90 is 0.1 already.
+    files = {"baseline.json": _baseline(90).to_json()}
+    write_model(Path(environment["HEADWAY_MODELS"]), "tiny", files=files, baseline="baseline.json")
+    _count(environment, n, "tiny", 90)
+    assert _lines(environment, "tiny")[-1].endswith(f"; a baseline of {cure} would do")
+
+
 def test_many_features_that_moved_are_not_all_named(environment: dict[str, str]) -> None:
     far: Draw = lambda _, n: np.full(n, 0)  # noqa: E731
     _count(environment, 1000, **dict.fromkeys(DRAWS, far))
@@ -148,13 +158,44 @@ def test_what_was_not_counted(environment: dict[str, str]) -> None:
     away = _run(environment, "m")
     assert away.exit_code == 1
     assert "there is no database; a server makes it" in away.stderr
+    assert away.stderr.rstrip().endswith("the server's HEADWAY_DATA_DIR or HEADWAY_DATABASE_URL")
     assert not Path(environment["HEADWAY_DATA_DIR"]).exists()
     _count(environment, 100)
     assert _lines(environment, "few") == ["few@1.0.0: nothing was counted"]
     (line,) = _lines(environment, "none")
     assert line.endswith("publish a version that has one: headway baseline none@1.0.0 DATA")
-    assert _lines(environment, "other") == ["nothing was counted of other, and no version of it is released"]
+    (Path(environment["HEADWAY_MODELS"]) / "empty").mkdir()
+    assert _lines(environment, "empty") == ["nothing was counted of empty, and no version of it is released"]
     unknown = _run(environment, "m", "--version", "x")
     assert unknown.exit_code == 1
     assert "m@x was never counted, nor is it released; there are 1.0.0" in unknown.stderr
     assert _run(environment, "m", "--hours", "1e9").exit_code == 1
+
+
+@pytest.mark.parametrize("has_database", [False, True])
+def test_model_that_is_not_there(environment: dict[str, str], has_database: bool) -> None:
+    if has_database:
+        _count(environment, 100)
+    for name, hint in (("other", ""), ("../m", ""), ("m@1.0.0", "; name a version with --version")):
+        unknown = _run(environment, name)
+        assert unknown.exit_code == 1
+        assert f"there is no model '{name}' in " in unknown.stderr
+        assert unknown.stderr.rstrip().endswith(f"it has few, m, none{hint}")
+    assert Path(environment["HEADWAY_DATA_DIR"]).exists() == has_database
+
+
+def test_counts_of_a_removed_model(environment: dict[str, str]) -> None:
+    _count(environment, 100)
+    shutil.rmtree(Path(environment["HEADWAY_MODELS"]) / "m")
+    lines = _lines(environment, "m")
+    assert lines[0].rstrip() == "m@1.0.0, the last 24 h: 100 inputs, against no baseline"
+    assert "the baseline that m@1.0.0 was counted with is no longer there" in lines[-1]
+
+
+def test_baseline_that_is_damaged(environment: dict[str, str]) -> None:
+    _count(environment, 100)
+    path = Path(environment["HEADWAY_MODELS"]) / "m" / "1.0.0" / "baseline.json"
+    path.write_bytes(b"{}")
+    said = _lines(environment, "m")[-1]
+    assert said.startswith("the baseline of m@1.0.0 cannot be used: ")
+    assert "baseline.json" in said

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
-from app.errors import InvalidContent, VersionNotFound
+from app.errors import InvalidContent, RegistryError, VersionNotFound
 from app.monitoring.binning import Bins, ClassBins
 from app.monitoring.distances import EPSILON
 from app.monitoring.drift import MOST_STEPS, DriftReports
@@ -262,6 +262,23 @@ def test_versions_without_a_baseline(store: CountsStore) -> None:
     assert (none["counted"], none["n"], none["baseline"], none["features"]) == (False, 0, None, [])
     assert "headway baseline m@none DATA" in none["how"]
     assert (idle["counted"], idle["n"], idle["baseline"]) == (True, 0, {"data": "May", "n": 500})
+
+
+def test_baseline_that_cannot_be_used(store: CountsStore) -> None:
+    """Of what was counted and of what was not: it says what is wrong, and not that there is none."""
+
+    def baseline_of(_model: str, version: str) -> Baseline | None:
+        raise RegistryError(f"{version}/baseline.json: is damaged")
+
+    _write(store, NOW_MS - HOUR_MS, _sample(np.random.default_rng(9), 100))
+    found = DriftReports(store, baseline_of).describe("m", 24, NOW_MS, released=["1.0.0", "idle"])
+    assert {version["version"]: (version["counted"], version["baseline"]) for version in found["versions"]} == {
+        "1.0.0": (True, None), "idle": (False, None),
+    }  # fmt: skip
+    for version in found["versions"]:
+        label = version["version"]
+        assert version["how"] == f"the baseline of m@{label} cannot be used: {label}/baseline.json: is damaged"
+    assert DriftReports(store, baseline_of).find_indexes("m", 24, NOW_MS) == {}
 
 
 def test_version_whose_baseline_is_gone(store: CountsStore) -> None:
