@@ -6,9 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from app.registry.changes import AlsoServe, Change, Drop, Promote, Replace, Rollback, SetAlias, SetShadow
+from app.registry.changes import (
+    AlsoServe,
+    Change,
+    Drop,
+    Promote,
+    Replace,
+    Rollback,
+    SetAlias,
+    SetAnalysis,
+    SetLoad,
+    SetShadow,
+)
 from app.registry.editor import Note
-from app.registry.release import CANARY, STABLE, AliasEntry, Load, Shadow
+from app.registry.release import CANARY, STABLE, AliasEntry, Analysis, Load, Shadow
 
 DEFAULT_BY = "management API"
 _VERSION = Field(description="A version, or an alias that names it.", examples=["1.2.0"])
@@ -104,6 +115,26 @@ class DropAction(_Asked):
         return Drop(self.name)
 
 
+class LoadAction(_Asked):
+    """When the model is loaded: at start, by its first request, or at start and never unloaded."""
+
+    action: Literal["load"]
+    load: Load
+
+    def to_change(self) -> Change:
+        return SetLoad(self.load)
+
+
+class AnalysisAction(_Asked):
+    """How canaries are judged; what is left out stays as it is."""
+
+    action: Literal["analysis"]
+    analysis: Analysis
+
+    def to_change(self) -> Change:
+        return SetAnalysis(self.analysis.model_dump(exclude_unset=True))
+
+
 class DesiredState(_Asked):
     """The whole release, as it stands in release.yaml; what is left out has its default."""
 
@@ -134,11 +165,14 @@ ReleaseChange = Annotated[
     | Annotated[PromoteAction, Tag("promote")]
     | Annotated[RollbackAction, Tag("rollback")]
     | Annotated[DropAction, Tag("drop")]
+    | Annotated[LoadAction, Tag("load")]
+    | Annotated[AnalysisAction, Tag("analysis")]
     | Annotated[DesiredState, Tag(_STATE)],
     Discriminator(
         _kind,
         custom_error_type="unknown_action",
-        custom_error_message="action is one of set, canary, shadow, also_serve, promote, rollback and drop",
+        custom_error_message="action is one of set, canary, shadow, also_serve, promote, rollback, drop, load "
+        "and analysis",
     ),
 ]
 

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
 from app.errors import InvalidContent
-from app.registry.changes import AlsoServe, Change, Drop, Promote, Rollback, SetAlias, SetShadow
+from app.registry.changes import AlsoServe, Change, Drop, Promote, Rollback, SetAlias, SetAnalysis, SetLoad, SetShadow
 from app.registry.editor import CurrentRelease, Note, ReleaseEditor, user_name
-from app.registry.release import CANARY, HistoryEntry, Release
+from app.registry.release import CANARY, HistoryEntry, Load, Release
 from app.registry.versions import MODEL_NAME, ModelRef
 
 cli = typer.Typer(help="Change which version of a model gets which traffic, and take it back.", no_args_is_help=True)
@@ -133,6 +133,53 @@ def drop(
 ) -> None:
     """Take an alias, the shadow, or a version that is also served out of the release."""
     _change(models, model, Drop(name), why, by, as_json)
+
+
+@cli.command()
+def load(
+    model: ModelArgument,
+    when: Annotated[Load, typer.Argument(help="eager: at start. lazy: by the first request. pinned: never unloaded.")],
+    why: WhyOption = None,
+    by: ByOption = None,
+    models: ModelsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say when a model is loaded."""
+    _change(models, model, SetLoad(when), why, by, as_json)
+
+
+@cli.command()
+def judge(
+    model: ModelArgument,
+    rollback: Annotated[
+        bool | None,
+        typer.Option("--rollback/--no-rollback", help="Whether a worse canary loses its traffic by itself."),
+    ] = None,
+    errors_margin: Annotated[float | None, typer.Option(help="By how much more it may fail, as 0.01.")] = None,
+    latency_margin: Annotated[float | None, typer.Option(help="The same, of answers slower than a time.")] = None,
+    accuracy_margin: Annotated[
+        float | None, typer.Option(help="The same, of answers that feedback calls wrong.")
+    ] = None,
+    false_alarm: Annotated[float | None, typer.Option(help="Chance that one which is not worse is taken back.")] = None,
+    min_requests: Annotated[int | None, typer.Option(help="Requests of each side before a verdict.")] = None,
+    min_labelled: Annotated[int | None, typer.Option(help="Labelled answers of each side before a verdict.")] = None,
+    why: WhyOption = None,
+    by: ByOption = None,
+    models: ModelsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how canaries of a model are held against stable. What is left out stays."""
+    asked = {
+        "rollback": rollback,
+        "errors_margin": errors_margin,
+        "latency_margin": latency_margin,
+        "accuracy_margin": accuracy_margin,
+        "false_alarm": false_alarm,
+        "min_requests": min_requests,
+        "min_labelled": min_labelled,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    _change(models, model, SetAnalysis(given), why, by, as_json)
 
 
 def _change(

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from app.errors import InvalidRelease, VersionNotFound
-from app.registry.release import CANARY, SHADOW, STABLE, AliasEntry, HistoryEntry, Load, Release, Shadow
+from app.registry.release import CANARY, SHADOW, STABLE, AliasEntry, Analysis, HistoryEntry, Load, Release, Shadow
 from app.registry.versions import is_version
 from app.registry.yaml import describe_validation_error
 
@@ -206,6 +206,38 @@ class Replace:
             release, aliases=dict(self.aliases), shadow=self.shadow, also_serve=self.also_serve, load=self.load
         )
         return Draft(wanted, "set the whole release")
+
+
+@dataclass(frozen=True, slots=True)
+class SetLoad:
+    """When the model is loaded."""
+
+    load: Load
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, release: Release) -> Draft:
+        return Draft(amend(release, load=self.load), f"load {self.load}")
+
+
+@dataclass(frozen=True, slots=True)
+class SetAnalysis:
+    """How canaries are judged; fields of `Analysis` that are not given stay."""
+
+    given: Mapping[str, Any]
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        return ()
+
+    def apply(self, release: Release) -> Draft:
+        if not self.given:
+            raise InvalidRelease(f"say what to change: {', '.join(Analysis.model_fields)}")
+        before = release.analysis.model_dump(exclude_unset=True) if release.analysis is not None else {}
+        why = ", ".join(f"{name} {str(value).lower()}" for name, value in self.given.items())
+        return Draft(amend(release, analysis=before | dict(self.given)), f"judge canaries by {why}")
 
 
 def list_lineage(release: Release) -> Iterator[HistoryEntry]:

@@ -113,6 +113,13 @@ class ReleaseEditor:
             return CurrentRelease(model, written.release, written.digest)
         return CurrentRelease(model, implicit_release(self._store.version_names(model)), IMPLICIT)
 
+    def written_ms(self, model: str) -> int | None:
+        """When release.yaml was last written, by the file system (Unix, ms); None where there is none."""
+        try:
+            return self._store.release_path(model).stat().st_mtime_ns // 1_000_000
+        except OSError:
+            return None
+
     def change(
         self, model: str, change: Change, note: Note | None = None, *, seen: str | None = None, unverified: bool = False
     ) -> CurrentRelease:

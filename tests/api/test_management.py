@@ -104,6 +104,9 @@ def test_every_action(admin: httpx.Client) -> None:
     assert change(admin, "shadow", version="beta", share=5).json()["release"]["shadow"]["share"] == 5
     assert change(admin, "also_serve", version="3.0.0").json()["release"]["also_serve"] == ["3.0.0"]
     assert "beta" not in aliases(change(admin, "drop", name="beta"))
+    assert change(admin, "load", load="pinned").json()["release"]["load"] == "pinned"
+    judged = change(admin, "analysis", analysis={"errors_margin": 0.03}).json()["release"]["analysis"]
+    assert judged["errors_margin"] == 0.03
     assert change(admin, "rollback", to=2).json()["release"]["changed"]["restores"] == 2
 
 

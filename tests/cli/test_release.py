@@ -64,6 +64,19 @@ def test_set_and_drop(headway: Headway) -> None:
     assert _changed(headway, "drop", "scores", "1.9.0")["also_serve"] == []
 
 
+def test_load_and_judge(headway: Headway) -> None:
+    assert _changed(headway, "load", "scores", "lazy")["load"] == "lazy"
+    changed = _changed(headway, "judge", "scores", "--errors-margin", 0.02, "--no-rollback")
+    assert changed["analysis"]["errors_margin"] == 0.02
+    changed = _changed(headway, "judge", "scores", "--min-requests", 500)
+    assert (changed["analysis"]["rollback"], changed["analysis"]["min_requests"]) == (False, 500)
+    assert changed["load"] == "lazy"
+    nothing = headway("release", "judge", "scores")
+    assert (nothing.code, "say what to change: rollback, errors_margin" in nothing.err) == (1, True)
+    assert "errors_margin" in headway("release", "judge", "scores", "--errors-margin", "2").err
+    assert headway("release", "load", "scores", "sometimes").code == 2
+
+
 def test_releases_directory_is_that_of_the_environment(headway: Headway, root: Path, tmp_path: Path) -> None:
     (tmp_path / "releases").mkdir()
     done = headway("release", "promote", "sum@1.0.0", HEADWAY_RELEASES=str(tmp_path / "releases"))

@@ -12,9 +12,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.errors import InvalidRelease, VersionNotFound
-from app.registry.changes import AlsoServe, Change, Drop, Promote, Replace, Rollback, SetAlias, SetShadow
+from app.registry.changes import (
+    AlsoServe,
+    Change,
+    Drop,
+    Promote,
+    Replace,
+    Rollback,
+    SetAlias,
+    SetAnalysis,
+    SetLoad,
+    SetShadow,
+)
 from app.registry.editor import Note, ReleaseEditor
-from app.registry.release import HISTORY_LENGTH, STABLE, AliasEntry, Release
+from app.registry.release import HISTORY_LENGTH, STABLE, AliasEntry, Analysis, Release
 from app.registry.release_file import FileCalls
 from app.registry.store import Store
 from tests.fixtures_models import write_model, write_release
@@ -81,6 +92,17 @@ def test_drop_takes_out_each_kind() -> None:
 def test_also_serve_names_a_version_once() -> None:
     release = AlsoServe("0.9.0").apply(_release()).release
     assert AlsoServe("0.9.0").apply(release).release.also_serve == ("0.9.0",)
+
+
+def test_load_and_analysis_change_nothing_else() -> None:
+    release = _release(aliases=CANARY)
+    lazy = SetLoad("lazy").apply(release)
+    assert (lazy.release, lazy.why) == (release.model_copy(update={"load": "lazy"}), "load lazy")
+    first = SetAnalysis({"errors_margin": 0.02}).apply(release)
+    assert first.why == "judge canaries by errors_margin 0.02"
+    second = SetAnalysis({"rollback": False}).apply(first.release)
+    assert second.release.analysis == Analysis(errors_margin=0.02, rollback=False)
+    assert second.release.aliases == release.aliases
 
 
 def test_replace_sets_everything_but_the_history() -> None:
