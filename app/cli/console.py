@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from app.errors import HeadwayError, InvalidContent
+from app.errors import HeadwayError, InvalidContent, ModelNotFound
 from app.registry.store import Store
 from app.settings import Settings
 
@@ -71,3 +71,10 @@ def emit(as_json: bool, data: Any, table: Callable[[], object]) -> None:
         typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
     else:
         out.print(table())
+
+
+def model_not_found(store: Store, model: str) -> ModelNotFound:
+    """The refusal of a name that the registry does not have."""
+    hint = "; name a version with --version" if "@" in model else ""
+    known = ", ".join(store.model_names()) or "none"
+    return ModelNotFound(f"there is no model {model!r} in {store.root}; it has {known}{hint}")

@@ -12,9 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
-from app.errors import InvalidContent, ModelNotFound
-from app.registry.store import Store
+from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, model_not_found, open_store, read_settings
+from app.errors import InvalidContent
 from app.settings import Settings
 
 # Of the population stability index. A convention, not a test: Siddiqi, "Credit Risk Scorecards", 2006.
@@ -52,7 +51,7 @@ def _describe(settings: Settings, model: str, hours: float, version: str | None)
         counts, has_counts = CountsStore(database), database.exists()
         # Those of a model that was removed are kept for a while.
         if not is_there and not (has_counts and counts.bin_versions(model)):
-            raise _not_found(store, model)
+            raise model_not_found(store, model)
         if not has_counts:
             raise InvalidContent(
                 f"{database.location}: there is no database; a server makes it that serves a version with a baseline; "
@@ -68,12 +67,6 @@ def _describe(settings: Settings, model: str, hours: float, version: str | None)
             step_hours=1 if hours <= MOST_STEPS else 24,
             released=release.versions if release is not None else (),
         )
-
-
-def _not_found(store: Store, model: str) -> ModelNotFound:
-    hint = "; name a version with --version" if "@" in model else ""
-    known = ", ".join(store.model_names()) or "none"
-    return ModelNotFound(f"there is no model {model!r} in {store.root}; it has {known}{hint}")
 
 
 def _show(found: dict[str, Any]) -> Group:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
-from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
+from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, model_not_found, open_store, read_settings
 from app.errors import InvalidContent
 from app.settings import Settings
 
@@ -49,13 +49,20 @@ def _describe(
     from app.storage.database import open_configured
     from app.storage.feedback import FeedbackStore
 
-    answers = Answers(open_store(settings))
+    store = open_store(settings)
+    is_there = model in store.model_names()
     window = Window(last=last) if last is not None else Window(hours=hours or 24)
     with open_configured(settings) as database:
+        if not is_there and not database.exists():
+            raise model_not_found(store, model)
         if not database.exists():
             raise InvalidContent(f"{database.location}: there is no database; feedback makes it (POST /feedback)")
-        reports = QualityReports(FeedbackStore(database), answers.labels_of)
-        return reports.describe(model, window, time.time_ns() // 1_000_000, version, alias)
+        reports = QualityReports(FeedbackStore(database), Answers(store).labels_of)
+        found = reports.describe(model, window, time.time_ns() // 1_000_000, version, alias)
+    # Feedback on a model that was removed is kept for a while.
+    if not is_there and not found["groups"]:
+        raise model_not_found(store, model)
+    return found
 
 
 def _show(found: dict[str, Any]) -> Group:

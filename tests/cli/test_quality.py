@@ -64,7 +64,16 @@ def test_quality_without_feedback(environment: dict[str, str]) -> None:
     assert "there is no database; feedback makes it" in shown.stderr
     assert not Path(environment["HEADWAY_DATA_DIR"]).exists()
     _give(environment, [(0, 0)])
+    write_model(Path(environment["HEADWAY_MODELS"]), "other")
     assert "no feedback for other" in RUNNER.invoke(cli, ["quality", "other"], env=environment).stdout
+
+
+def test_quality_of_a_model_that_is_not_there(environment: dict[str, str]) -> None:
+    for _ in range(2):  # without a database, and with one
+        shown = RUNNER.invoke(cli, ["quality", "nosuch"], env=environment)
+        assert shown.exit_code == 1
+        assert "there is no model 'nosuch' in" in shown.stderr
+        _give(environment, [(0, 0)])
 
 
 def test_one_window_at_a_time(environment: dict[str, str]) -> None:
