@@ -88,7 +88,7 @@ def configure_logging(level: str, style: Style) -> None:
         root.removeHandler(handler)
     root.addHandler(stream)
     root.setLevel(level.upper())
-    for noisy in ("httpx", "httpcore", "asyncio", "PIL", "uvicorn.error", "python_multipart"):
+    for noisy in ("httpx", "httpcore", "asyncio", "PIL", "uvicorn.error", "python_multipart", "alembic"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 

@@ -57,9 +57,9 @@ class Production:
         quality_gauges = QualityGauges(self.quality_reports, lambda: list(registry.models), metrics)
         drift_gauges = DriftGauges(self.drift_reports, lambda: list(registry.models), metrics)
         tasks = (
-            Task("the gauges of quality", quality_gauges.look, _GAUGES_SECONDS),
-            Task("the gauges of drift", drift_gauges.look, _GAUGES_SECONDS),
-            Task("the judgement of canaries", self._guard.look, _JUDGE_SECONDS),
+            Task("updating the gauges of quality", quality_gauges.look, _GAUGES_SECONDS),
+            Task("updating the gauges of drift", drift_gauges.look, _GAUGES_SECONDS),
+            Task("judging canaries", self._guard.look, _JUDGE_SECONDS),
             Task("sweeping the database", Sweeper(database, settings.feedback_keep_days).look, SWEEP_SECONDS),
         )
         self._housekeeper = Housekeeper(database, tasks, run_dir)

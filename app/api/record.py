@@ -79,13 +79,18 @@ class Recorder:
             alias = context.alias if context.is_drawn else None
             if context.status < 400:
                 self._tallies.count_request(model, context.version, alias, duration)
-            elif context.error_code in _FAILURES:
+            elif context.error_code in _FAILURES and not _chose_its_time(context):
                 self._tallies.count_request(model, context.version, alias, None)
         reason = _REJECTIONS.get(context.error_code or "")
         if reason is not None:
             self._metrics.rejected.labels(model, reason).inc()
         if (took := context.timings) is not None:
             bound.observe_stages((took.decode, took.preprocess, took.queue, took.inference, took.postprocess))
+
+
+def _chose_its_time(context: RequestContext) -> bool:
+    """Who gives an answer less time than the server does would make any version fail."""
+    return context.error_code == "deadline_exceeded" and b"headway-timeout-ms" in context.headers
 
 
 def _access_line(scope: Scope, context: RequestContext, now: float) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _DAY_MS = 24 * _HOUR_MS
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`run` is given the time (Unix, ms) and may raise FeedbackUnavailable. `name` completes "… could not be done"."""
+    """`run` is given the time (Unix, ms) and may raise FeedbackUnavailable. `name` completes "… failed"."""
 
     name: str
     run: Callable[[int], object]
@@ -89,11 +89,13 @@ class Housekeeper:
             task.run(time.time_ns() // 1_000_000)
         except FeedbackUnavailable as exc:
             if task.name not in self._failing:
-                logger.error("%s could not be done: %s", task.name, exc)
+                logger.error("%s failed: %s", task.name, exc)
             self._failing.add(task.name)
         except Exception:
-            logger.exception("%s could not be done; it is tried again", task.name)
+            logger.exception("%s failed; it is tried again", task.name)
         else:
+            if task.name in self._failing:
+                logger.info("%s works again", task.name)
             self._failing.discard(task.name)
 
     def _has_database(self) -> bool:

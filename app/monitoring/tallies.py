@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from app.errors import FeedbackUnavailable
+from app.errors import HeadwayError
 from app.metrics import DURATION_BUCKETS
 from app.storage.counts import BinCounts, CountsStore, RequestCounts
 from app.tensors import Array
@@ -42,6 +42,7 @@ class Tallies:
         self._request_minutes: dict[int, _Requests] = {}
         self._bin_minutes: dict[int, _Bins] = {}
         self._changed: set[int] = set()
+        self._newest_ms = 0
         self._is_failing = False
 
     def count_request(self, model: str, version: str, alias: str | None, seconds: float | None) -> None:
@@ -62,26 +63,37 @@ class Tallies:
                 kept[feature] = kept[feature] + found if feature in kept else found
 
     def write(self, now_ms: int) -> None:
-        """Give what was counted since the last call to the minute of `now_ms`, and all that is new to the database.
+        """`collect`, and give all that is new to the database. In one thread.
 
-        Where that fails, it is told once, and tried again with the next call. In one thread.
+        Where that fails, it is told once, and tried again with the next call.
         """
-        self._collect(now_ms - now_ms % MINUTE_MS)
+        self.collect(now_ms)
         if not self._changed:
             return
         try:
             self._store.write(self._writer, self._request_rows(), self._bin_rows())
-        except FeedbackUnavailable as exc:
+        except HeadwayError as exc:
             if not self._is_failing:
                 logger.error("counts cannot be kept: %s", exc)
             self._is_failing = True
             self._forget(now_ms - _KEPT_MS)
         else:
+            if self._is_failing:
+                logger.info("counts are kept again")
             self._is_failing = False
             self._changed.clear()
             self._forget(now_ms - MINUTE_MS)
 
-    def _collect(self, minute_ms: int) -> None:
+    def collect(self, now_ms: int) -> None:
+        """What was counted since the last call belongs to the minute of `now_ms`. In the thread of `write`."""
+        minute_ms = now_ms - now_ms % MINUTE_MS
+        if minute_ms < self._newest_ms:
+            # The clock was set back: minutes that are written already must not be written anew with less in them.
+            self._writer += "+"
+            self._request_minutes.clear()
+            self._bin_minutes.clear()
+            self._changed.clear()
+        self._newest_ms = minute_ms
         with self._lock:
             requests, self._requests = self._requests, {}
             bins, self._bins = self._bins, {}

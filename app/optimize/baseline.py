@@ -32,6 +32,7 @@ from app.registry.baseline import (
 from app.registry.difference import Bump, bumped
 from app.registry.draft import write_manifest
 from app.registry.manifest import FileEntry, Manifest
+from app.registry.recycle_bin import RecycleBin
 from app.registry.servable import Content, Resolved, Servable
 from app.registry.store import Store, digest_of, verify_files
 from app.registry.versions import Version
@@ -138,14 +139,19 @@ def measure(
 
 
 def next_patch(store: Store, name: str, version: str) -> str:
-    """The first free number after all of the same MAJOR.MINOR. Raises InvalidContent for a pre-release."""
+    """The first free number after all of the same MAJOR.MINOR, those in the bin too. Raises InvalidContent for a
+    pre-release.
+
+    What was counted of a version that was removed, in bins of another baseline, must not become that of a new one.
+    """
     of = Version.parse(version)
     if not of.is_final:
         raise InvalidContent(
             f"{name}@{version} is a pre-release, and the version with its baseline would be a final one: write the "
             "baseline to a file with --output, and put it into the final version"
         )
-    taken = [other for other in store.version_names(name) if other.release[:2] == of.release[:2]]
+    removed = [Version.parse(entry.version) for entry in RecycleBin(store).entries() if entry.name == name]
+    taken = [other for other in (*store.version_names(name), *removed) if other.release[:2] == of.release[:2]]
     return bumped(max(taken), Bump.PATCH).text
 
 

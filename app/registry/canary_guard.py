@@ -9,7 +9,6 @@ import datetime
 import logging
 import math
 import textwrap
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -79,19 +78,16 @@ class Judgement:
 
 
 class CanaryJudge:
-    """For any thread. Changes nothing, and remembers only when it first saw a release that has no time of its own."""
+    """For any thread, and the same in every process: changes nothing, and remembers nothing."""
 
     def __init__(self, editor: ReleaseEditor, counts: CountsStore, feedback: FeedbackStore) -> None:
         self._editor = editor
         self._counts = counts
         self._feedback = feedback
-        self._first_seen: dict[str, tuple[str, int]] = {}  # model to digest and time
-        self._lock = threading.Lock()
 
     def find(self, model: str, now_ms: int) -> list[Canary]:
         """The aliases that are to be judged. Raises ModelNotFound, or RegistryError where release.yaml is wrong."""
         current = self._editor.read(model)
-        seen_ms = self._see(model, current.digest, now_ms)
         release = current.release
         if release is None:
             return []
@@ -102,7 +98,7 @@ class CanaryJudge:
                 version=entry.version,
                 stable_version=release.aliases[STABLE].version,
                 weight=entry.weight,
-                since_ms=_next_minute(_find_start_ms(release, alias) or seen_ms),
+                since_ms=_next_minute(_find_start_ms(release, alias) or self._editor.written_ms(model) or now_ms),
                 analysis=release.analysis or Analysis(),
                 digest=current.digest,
             )
@@ -120,14 +116,6 @@ class CanaryJudge:
         stable, observed = (_observed(counted.get(side), *labelled.get(side, (0, 0))) for side in sides)
         rules = Rules(**canary.analysis.model_dump(exclude={"rollback"}))
         return Judgement(canary, until_ms, stable, observed, compare(rules, stable, observed))
-
-    def _see(self, model: str, digest: str, now_ms: int) -> int:
-        with self._lock:
-            seen, at_ms = self._first_seen.get(model, (None, 0))
-            if seen != digest:
-                at_ms = now_ms
-                self._first_seen[model] = (digest, at_ms)
-            return at_ms
 
 
 class CanaryGuard:
@@ -178,7 +166,7 @@ class CanaryGuard:
                 self._leases.give_back(LEASE, self._holder)
 
     def _find(self, now_ms: int) -> list[Canary]:
-        """Of all models; also without the lease, for when a release was first seen."""
+        """Of all models."""
         found: list[Canary] = []
         names = self._editor.list_models()
         self._unreadable = {model: why for model, why in self._unreadable.items() if model in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -233,6 +234,38 @@ def test_reference_in_the_metrics(tmp_path: Path, photos: Path, database: Databa
     assert shares == pytest.approx(dict.fromkeys(served.baseline.all_bins, 1.0))
     (inputs,) = next(iter(served.metrics.drift_reference_inputs.collect())).samples
     assert inputs.value == 60
+    served.close()
+
+
+def test_a_version_that_goes_takes_its_reference_along(tmp_path: Path, photos: Path, database: Database) -> None:
+    root = tmp_path / "models"
+    write_model(root, "colour", kind="colour")
+    _publish(root, "colour", photos)
+    served = Served(root, "colour", database)
+    write_release(root, "colour", "1.0.0")
+    served.registry.reconcile(lambda: None, contextlib.nullcontext)
+    served.counting.look()
+    shares = [sample.value for family in served.metrics.drift_reference.collect() for sample in family.samples]
+    assert shares
+    assert np.isnan(shares).all()
+    served.close()
+
+
+def test_one_sample_that_fails_does_not_spoil_the_others(
+    tmp_path: Path, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, rows = tmp_path / "models", np.random.default_rng(5).dirichlet([1, 2, 3], 60).astype(np.float32)
+    for name in ("first", "second"):
+        write_model(root, name)
+        _publish(root, name, _save_rows(tmp_path / "rows.npy", rows))
+    served = Served(root, "second", database)
+    broken = served.registry.resolve(ModelRef.parse("first")).servable.sample
+    assert broken is not None
+    broken.offer_rows([["text", "is", "no number"]])
+    served.ask([{"x": rows}])  # type: ignore[list-item]
+    served.counting.look()
+    assert sum(served.counts()["x[0]"]) == 60
+    assert caplog.messages == ["inputs of first@1.0.1 could not be counted"]
     served.close()
 
 

@@ -86,7 +86,7 @@ def test_a_task_that_fails_is_told_once_and_spoils_no_other(
         keeper.start()
         assert done.get(timeout=PATIENCE_SECONDS) > NOW_MS / 2
         keeper.close()
-    assert caplog.messages == ["this could not be done: the database is gone"]
+    assert caplog.messages == ["this failed: the database is gone"]
 
 
 def test_no_database_is_made_by_looking(tmp_path: Path) -> None:

@@ -58,6 +58,16 @@ def test_bins_add_up_over_writes_and_processes(database: Database) -> None:
     assert found.bins == {"x": (6, 18, 0), "y": (24, 0)}
 
 
+def test_a_clock_that_is_set_back_takes_nothing_away(database: Database) -> None:
+    store = CountsStore(database)
+    tallies = Tallies(store, "this")
+    for minute in (0, 1, 2, 0, 1):
+        for _ in range(3 if minute == 2 else 2):
+            tallies.count_request("m", "1.0.0", "stable", 0.1)
+        tallies.write(START_MS + minute * MINUTE_MS)
+    assert [_minute(store, minute)[0].answered for minute in range(3)] == [4, 4, 3]
+
+
 def test_what_the_database_did_not_take_comes_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "data"
     folder.write_text("a file where the folder should be")

@@ -17,9 +17,10 @@ from app.optimize.baseline import Measured, find_carrier, find_inputs, measure, 
 from app.registry.baseline import PHOTO_FEATURES, load_baseline
 from app.registry.lifecycle import Registry
 from app.registry.manifest import read_manifest
+from app.registry.recycle_bin import RecycleBin
 from app.registry.store import Store, verify_files
 from app.registry.versions import ModelRef
-from tests.fixtures_models import GOLDEN, onnx_file, write_composition, write_model
+from tests.fixtures_models import GOLDEN, onnx_file, write_composition, write_model, write_release
 
 
 def _measure(root: Path, source: Path, model: str = "scores@1.0.0") -> Measured:
@@ -305,6 +306,16 @@ def test_next_patch(tmp_path: Path, versions: list[str], of: str, following: str
     for version in versions:
         write_model(tmp_path, version=version)
     assert next_patch(Store(tmp_path), "scores", of) == following
+
+
+def test_next_patch_is_not_one_that_was_removed(tmp_path: Path) -> None:
+    """Its counts are kept, and were made in other bins."""
+    for version in ("1.0.0", "1.0.1"):
+        write_model(tmp_path, version=version)
+    store = Store(tmp_path)
+    write_release(tmp_path, "scores", "1.0.0")
+    RecycleBin(store).remove("scores", "1.0.1")
+    assert next_patch(store, "scores", "1.0.0") == "1.0.2"
 
 
 def test_pre_release_gets_no_final_version(tmp_path: Path) -> None:

@@ -57,9 +57,11 @@ def root(root: Path) -> Path:
     return root
 
 
-def release(root: Path, model: str = "m", **sections: Any) -> None:
+def release(root: Path, model: str = "m", **sections: Any) -> Path:
     aliases = sections.pop("aliases", {"canary": {"version": "1.2.0", "weight": 5}})
-    write_release(root, model, "1.1.0", **{"revision": 7, "aliases": aliases, **HAND, **sections})
+    path = write_release(root, model, "1.1.0", **{"revision": 7, "aliases": aliases, **HAND, **sections})
+    os.utime(path, ns=(0, START_MS * 1_000_000))
+    return path
 
 
 def make_guard(root: Path, database: Database, holder: str = "a", calls: FileCalls | None = None) -> CanaryGuard:
@@ -263,14 +265,17 @@ def test_counts_go_on_while_versions_and_weights_stay(root: Path, change: Change
     ],
     ids=["no time", "time of another revision"],
 )
-def test_release_by_hand_counts_since_it_was_first_seen(root: Path, sections: Any) -> None:
-    release(root, **sections)
+def test_release_by_hand_counts_since_it_was_written(root: Path, sections: Any) -> None:
+    """The same in every process, whenever it looks."""
+    path = release(root, **sections)
+    os.utime(path, ns=(0, NOW_MS * 1_000_000))
     with open_database(None, root.parent / "unused") as database:
         judge = CanaryJudge(ReleaseEditor(Store(root)), CountsStore(database), FeedbackStore(database))
         assert find(root, NOW_MS, judge).since_ms == NOW_MS + MINUTE_MS
         assert find(root, NOW_MS + 9 * MINUTE_MS, judge).since_ms == NOW_MS + MINUTE_MS
         release(root, **sections, load="lazy")
-        assert find(root, NOW_MS + 9 * MINUTE_MS, judge).since_ms == NOW_MS + 10 * MINUTE_MS
+        os.utime(path, ns=(0, (NOW_MS + 9 * MINUTE_MS) * 1_000_000))
+        assert find(root, NOW_MS + 99 * MINUTE_MS, judge).since_ms == NOW_MS + 10 * MINUTE_MS
 
 
 def test_start_is_sought_only_as_far_as_times_are_known(root: Path) -> None:
@@ -416,7 +421,7 @@ def test_one_of_two_guards_judges(root: Path, database: Database, tmp_path: Path
 
 
 def test_takeover_goes_on_with_a_release_by_hand(root: Path, database: Database) -> None:
-    """Who has no lease sees releases, too: the counts do not begin anew with another judge."""
+    """The counts do not begin anew with another judge."""
     release(root, changed=None)
     first, second = make_guard(root, database, "a"), make_guard(root, database, "b")
     for guard in (first, second):
