@@ -16,6 +16,7 @@ from app.cli import (
     models,
     models_add,
     models_change,
+    plan,
     predict,
     quality,
     release,
@@ -50,6 +51,7 @@ cli.add_typer(models.cli, name="models")
 release.cli.command("compare")(release_compare.compare)
 cli.add_typer(release.cli, name="release")
 cli.add_typer(db.cli, name="db")
+cli.add_typer(plan.cli, name="plan")
 
 
 def _print_version(wanted: bool) -> None:
