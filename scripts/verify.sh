@@ -18,7 +18,7 @@ PY
 
 echo; echo "## hostile images, bodies in flight, memory over 200,000 requests"
 scripts/debian.sh gcc:cc libc6-dev:
-.venv/bin/pytest -q -s -m slow tests/slow tests/api
+.venv/bin/pytest -q -s -m slow tests/slow tests/api tests/nginx
 
 if [ -n "${HEADWAY_LABELLED:-}" ]; then
     echo; echo "## accuracy through the served path"
