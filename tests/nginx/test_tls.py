@@ -63,6 +63,7 @@ def test_plain_http_is_sent_to_https(secure_nginx: Nginx, authority: ssl.SSLCont
     url = f"http://localhost:{secure_nginx.plain_port}/predict?model=m"
     answer = httpx.post(url, json=ROW)
     assert answer.status_code == 308
+    assert answer.headers["server"] == "nginx"
     assert answer.headers["location"] == f"https://localhost:{secure_nginx.port}/predict?model=m"
     answer = httpx.post(url, json=ROW, follow_redirects=True, verify=authority)
     assert (answer.status_code, answer.request.method) == (200, "POST")
