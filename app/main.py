@@ -34,6 +34,7 @@ from app.api.middleware import KeyRing, RequestMiddleware
 from app.api.operations import OperationsApi
 from app.api.predict import PredictApi
 from app.api.quality import QualityApi
+from app.api.reception import Reception
 from app.api.record import Recorder
 from app.engine.batcher import Batcher
 from app.engine.cpu import available_memory_bytes, choose_sizing, cpu_allowance, cpu_features, memory_limit_bytes
@@ -128,16 +129,15 @@ def create_app(
         redoc_url=None,
         telemetry={"auto_configure": False, "tracing": is_traced, "metrics": is_traced, "logs": is_traced},
     )
-    predict = PredictApi(
+    reception = Reception(
         inference,
         bodies,
         metrics,
-        prediction_ids,
-        max_items=settings.max_items,
         deadline_ms=settings.deadline_ms,
         max_deadline_ms=settings.max_deadline_ms,
         trusts_priority=settings.trust_priority,
     )
+    predict = PredictApi(reception, metrics, prediction_ids, settings.max_items)
     readiness = Readiness(registry, draining or threading.Event(), strict=settings.strict)
     manage = ManagementApi(editor, Intake(store, bin_days=settings.bin_days), run_dir, settings.max_upload_bytes)
     feedback = FeedbackApi(production.desk, bodies)
