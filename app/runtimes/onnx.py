@@ -1,4 +1,8 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU.
+
+The package is imported with this module, before workers are forked: they share its code. Where it is missing, as in an
+image for LiteRT alone, models that need it fail to load, and the others serve.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort  # type: ignore[import-untyped]
 
 from app.errors import RunFailed, RuntimeLoadError
 from app.runtimes.base import Cancellation
 from app.tensors import Array, Tensors, TensorSpec, object_array
+
+try:
+    import onnxruntime as ort  # type: ignore[import-untyped]
+except ModuleNotFoundError:
+    ort = None
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -75,7 +83,9 @@ class OnnxRuntime:
         self._session = None
 
 
-def _create_session(path: Path, threads: int) -> ort.InferenceSession:
+def _create_session(path: Path, threads: int) -> Any:
+    if ort is None:
+        raise RuntimeLoadError(f"{path}: needs ONNX Runtime, which is not installed: pip install onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

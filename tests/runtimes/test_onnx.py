@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from app.errors import RunFailed, RuntimeLoadError
 from app.runtimes.onnx import OnnxRuntime
 from app.tensors import Array, TensorSpec, object_array
 from tests.fixtures_models import onnx_bytes
+from tests.running import ROOT
 
 
 def _load(tmp_path: Path, kind: str, threads: int = 1) -> OnnxRuntime:
@@ -128,3 +131,15 @@ def test_load_of_outputs_that_are_no_tensors(tmp_path: Path) -> None:
     path.write_bytes(model.SerializeToString())
     with pytest.raises(RuntimeLoadError, match="only tensors can be served"):
         OnnxRuntime(path, 1)
+
+
+def test_without_the_package_the_application_starts_and_says_what_to_install() -> None:
+    """As in an image for LiteRT alone."""
+    code = (
+        "import sys; from pathlib import Path\nsys.modules['onnxruntime'] = None\nimport app.main\n"
+        "from app.runtimes.onnx import OnnxRuntime\nOnnxRuntime(Path('model.onnx'), 1)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.stderr.splitlines()[-1] == (
+        "app.errors.RuntimeLoadError: model.onnx: needs ONNX Runtime, which is not installed: pip install onnxruntime"
+    )
