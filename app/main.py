@@ -31,6 +31,7 @@ from app.api.drift import DriftApi
 from app.api.feedback import FeedbackApi
 from app.api.management import ManagementApi
 from app.api.middleware import KeyRing, RequestMiddleware
+from app.api.open_inference.infer import InferApi
 from app.api.operations import OperationsApi
 from app.api.predict import PredictApi
 from app.api.quality import QualityApi
@@ -143,6 +144,7 @@ def create_app(
     feedback = FeedbackApi(production.desk, bodies)
     apis = (
         predict,
+        InferApi(reception, prediction_ids, settings.max_items),
         manage,
         feedback,
         QualityApi(production.quality_reports, registry),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.types import Receive
 
 from app.api.body_clock import BodyClock
+from app.api.compression import decompress
 from app.api.context import READ_KEY, RequestContext, context_of
 from app.errors import BodyTooLarge, ClientClosed, OutOfBodyMemory, UnsupportedMediaType
 
@@ -20,14 +23,16 @@ class BodyReader:
         self._clock = clock
         self._inflight_bytes = 0
 
-    async def read(self, request: Request) -> bytes:
-        """The whole body.
+    async def read(self, request: Request, *, takes_compressed: bool = False) -> bytes:
+        """The whole body; unpacked, where it `takes_compressed`.
 
         Raises BodyTooLarge (from Content-Length, before a byte is read, or once a chunked body passes the limit),
-        OutOfBodyMemory, BodyTimeout, ClientClosed or UnsupportedMediaType (a Content-Encoding).
+        OutOfBodyMemory, BodyTimeout, ClientClosed, UnsupportedMediaType (a Content-Encoding), or InvalidContent (a
+        compressed body that is damaged).
         """
         context = context_of(request.scope)
-        if context.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        encoding = context.headers.get(b"content-encoding", b"identity").lower()
+        if encoding != b"identity" and not takes_compressed:
             raise UnsupportedMediaType("compressed bodies are not taken here; send the body without Content-Encoding")
         announced = context.headers.get(b"content-length", b"")
         if announced.isdigit() and int(announced) > self._max_bytes:
@@ -37,7 +42,12 @@ class BodyReader:
         else:
             with self._clock.watch(context):
                 chunks = await self._read_chunks(request.receive, context)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if encoding == b"identity":
+            return body
+        unpacked = await asyncio.to_thread(decompress, body, encoding.decode("latin-1"), self._max_bytes)
+        self._hold(context, max(0, len(unpacked) - len(body)))
+        return unpacked
 
     def release(self, context: RequestContext) -> None:
         """The request is over: its body no longer counts."""
@@ -56,6 +66,7 @@ class BodyReader:
                 return chunks
 
     def _hold(self, context: RequestContext, size: int) -> None:
+        """Raises BodyTooLarge or OutOfBodyMemory where there is no room for so many bytes more."""
         if context.body_bytes + size > self._max_bytes:
             raise self._too_large()
         if self._inflight_bytes + size > self._max_inflight_bytes:

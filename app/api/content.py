@@ -115,7 +115,7 @@ def _from_json(body: bytes) -> PredictContent:
     except ValidationError as exc:
         raise MalformedRequest(explain_invalid(exc, PredictRequest.model_fields, '{"image": "<base64>"}')) from exc
     return PredictContent(
-        image=_decode_base64(wire.image) if wire.image is not None else None,
+        image=decode_base64(wire.image) if wire.image is not None else None,
         images=[_decode_or_error(text) for text in wire.images] if wire.images is not None else None,
         inputs=wire.inputs,
         model=wire.model,
@@ -177,7 +177,7 @@ def _parse_top_k(text: str | None) -> int:
     return int(text)
 
 
-def _decode_base64(text: str) -> bytes:
+def decode_base64(text: str) -> bytes:
     """Base64 with or without line breaks, or a data: URL."""
     if text.startswith("data:"):
         header, comma, text = text.partition(",")
@@ -199,6 +199,6 @@ def _decode_base64(text: str) -> bytes:
 
 def _decode_or_error(text: str) -> bytes | HeadwayError:
     try:
-        return _decode_base64(text)
+        return decode_base64(text)
     except InvalidContent as exc:
         return exc

@@ -5,7 +5,6 @@ The route reads the raw body and validates bytes: a pydantic body parameter cost
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from fastapi import APIRouter
@@ -18,11 +17,12 @@ from app.api.content import TENSOR_TYPE, PredictContent, parse_content
 from app.api.context import RequestContext, context_of
 from app.api.examples import PREDICT_BODY, PREDICT_RESPONSES
 from app.api.peek import peek_json, peek_query
+from app.api.prediction_ids import sign_items
 from app.api.reception import Arrival, Reception, server_timing
 from app.engine.call import Answer
 from app.errors import HeadwayError, InvalidImage, MalformedRequest, ModelRequired
 from app.metrics import UNKNOWN, Metrics
-from app.monitoring.prediction_id import TOP, Prediction, PredictionIds, new_nonce
+from app.monitoring.prediction_id import PredictionIds
 from app.processing.tensor import tensors_to_json
 from app.registry.lifecycle import Resolved
 from app.registry.manifest import RegressionAnswer
@@ -126,7 +126,9 @@ def render_answer(
     else:
         items = [_item(item) for item in answer.items]
         if prediction_ids is not None:
-            _add_ids(items, answer, prediction_ids)
+            for item, prediction_id in zip(items, sign_items(answer, prediction_ids), strict=True):
+                if prediction_id is not None:
+                    item["prediction_id"] = prediction_id
         not_finite = any(_has_null(item) for item in items)
         content.update({"results": items} if is_plural else items[0])
         errors = [item for item in answer.items if isinstance(item, HeadwayError)]
@@ -160,25 +162,6 @@ def _item(item: Item | HeadwayError) -> dict[str, Any]:
             for prediction in item.predictions
         ]
     }
-
-
-def _add_ids(rendered: list[dict[str, Any]], answer: Answer, prediction_ids: PredictionIds) -> None:
-    """Give each item that is no error an id of its own; all of one request have one time."""
-    at_ms = time.time_ns() // 1_000_000
-    for content, item in zip(rendered, answer.items or (), strict=True):
-        if isinstance(item, Item):
-            best = item.predictions[:TOP]
-            prediction = Prediction(
-                answer.model,
-                answer.version,
-                answer.alias,
-                at_ms,
-                new_nonce(),
-                indices=tuple(one.index for one in best),
-                confidence=best[0].confidence if best else None,
-                value=item.value,
-            )
-            content["prediction_id"] = prediction_ids.sign(prediction)
 
 
 def _has_null(item: dict[str, Any]) -> bool:

@@ -44,7 +44,7 @@ class Arrival:
 
     context: RequestContext
     arrived: float
-    deadline_ms: int
+    deadline_ms: float
     priority: Priority
     routing_key: bytes | None
     on_admitted: Callable[[Callable[[], None]], None] | None
@@ -74,7 +74,9 @@ class Reception:
         self._max_deadline_ms = max_deadline_ms
         self._trusts_priority = trusts_priority
 
-    async def receive(self, request: Request, protocol: str, peek: Peek) -> tuple[Arrival, bytes]:
+    async def receive(
+        self, request: Request, protocol: str, peek: Peek, *, takes_compressed: bool = False
+    ) -> tuple[Arrival, bytes]:
         """The body with what its headers ask for.
 
         Raises what BodyReader.read does, MalformedRequest for a header, and Overloaded for what cannot be answered in
@@ -85,7 +87,7 @@ class Reception:
         headers = context.headers
         deadline_ms = self.requested_ms(headers)
         _check_lag(request, deadline_ms / 1e3)
-        body = await self._bodies.read(request)
+        body = await self._bodies.read(request, takes_compressed=takes_compressed)
         arrival = Arrival(
             context,
             # Where the event loop is behind, a request has waited before anybody looked at it.

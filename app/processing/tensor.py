@@ -79,6 +79,32 @@ def _infer_shape(size: int, spec: TensorSpec) -> tuple[int, ...]:
     )
 
 
+def array_from_json(values: Any, spec: TensorSpec, *, takes_not_finite: bool = False) -> Array:
+    """An array of exactly the spec's shape from its values as one flat list in row-major order, or nested as the shape.
+
+    A list of BYTES holds strings, or bytes. Raises InvalidTensor, naming the input, for another number of values than
+    the shape has, a value that is not of the datatype, or, unless it `takes_not_finite`, NaN and infinities.
+    """
+    free = TensorSpec(spec.name, spec.datatype, ())
+    array = _strings(values, free) if spec.datatype == "BYTES" else _numbers(values, free, takes_not_finite)
+    if array.shape == spec.shape:
+        return array
+    if array.ndim > 1 or array.size != math.prod(spec.shape):
+        raise InvalidTensor(
+            f"input {spec.name!r} says shape {list(spec.shape)}, which is {math.prod(spec.shape):,} values, and has "
+            f"{'shape ' + str(list(array.shape)) if array.ndim > 1 else f'{array.size:,}'}"
+        )
+    return reshape(array, spec)
+
+
+def reshape(array: Array, spec: TensorSpec) -> Array:
+    """Raises InvalidTensor where numpy has no such shape: one size 0, the others astronomical."""
+    try:
+        return array.reshape(spec.shape)
+    except ValueError as exc:
+        raise InvalidTensor(f"input {spec.name!r} has an impossible shape: {list(spec.shape)}") from exc
+
+
 def check_names(given: Mapping[str, Any], specs: Sequence[TensorSpec]) -> None:
     if len(given) == len(specs) and all(spec.name in given for spec in specs):
         return
@@ -117,7 +143,6 @@ def _array(values: Any, spec: TensorSpec) -> Array:
 
 def _strings(values: Any, spec: TensorSpec) -> Array:
     array = np.asarray(values, dtype=object)
-    _check_shape(array, spec)
     texts = array.reshape(-1).tolist()
     if not all(isinstance(text, str | bytes) for text in texts):
         raise InvalidTensor(f"input {spec.name!r} takes strings (all lists of one length)")
@@ -127,7 +152,7 @@ def _strings(values: Any, spec: TensorSpec) -> Array:
         raise InvalidTensor(f"input {spec.name!r} has a string that is no valid Unicode ({exc.reason})") from exc
 
 
-def _numbers(values: Any, spec: TensorSpec) -> Array:
+def _numbers(values: Any, spec: TensorSpec, takes_not_finite: bool = False) -> Array:
     target = NUMPY_DTYPES[spec.datatype]
     try:
         raw = np.asarray(values)
@@ -145,7 +170,7 @@ def _numbers(values: Any, spec: TensorSpec) -> Array:
         return raw
     if raw.dtype.kind not in "biuf":
         raise InvalidTensor(f"input {spec.name!r} takes numbers of datatype {spec.datatype}, without null or text")
-    return _cast(raw, target, spec)
+    return _cast(raw, target, spec, takes_not_finite)
 
 
 def _exact_integers(values: Any, raw: Array) -> Array:
@@ -168,7 +193,7 @@ def _large_integers(raw: Array, target: np.dtype[Any]) -> Array:
     return floats if target.kind == "f" else np.full(raw.shape, np.inf)  # beyond 64 bits: beyond every range
 
 
-def _cast(raw: Array, target: np.dtype[Any], spec: TensorSpec) -> Array:
+def _cast(raw: Array, target: np.dtype[Any], spec: TensorSpec, takes_not_finite: bool) -> Array:
     kind = target.kind
     if (kind == "b") != (raw.dtype.kind == "b"):
         raise InvalidTensor(f"input {spec.name!r} takes {spec.datatype}, not {raw.dtype.name} values")
@@ -181,8 +206,13 @@ def _cast(raw: Array, target: np.dtype[Any], spec: TensorSpec) -> Array:
             raise InvalidTensor(f"input {spec.name!r} takes {spec.datatype}: values from {info.min} to {info.max}")
     with np.errstate(over="ignore"):
         array = raw.astype(target)
-    if kind == "f" and not np.isfinite(array).all():
-        raise InvalidTensor(f"input {spec.name!r} has a value that is NaN, infinite or too large for {spec.datatype}")
+    if kind == "f" and not (finite := np.isfinite(array)).all():
+        if not takes_not_finite:
+            raise InvalidTensor(
+                f"input {spec.name!r} has a value that is NaN, infinite or too large for {spec.datatype}"
+            )
+        if np.isfinite(raw[~finite]).any():
+            raise InvalidTensor(f"input {spec.name!r} has a value that is too large for {spec.datatype}")
     return array
 
 

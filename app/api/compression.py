@@ -1,0 +1,48 @@
+"""Content-Encoding gzip and deflate, of request bodies and of answers."""
+
+from __future__ import annotations
+
+import zlib
+
+from app.errors import BodyTooLarge, InvalidContent, UnsupportedMediaType
+
+# zlib's window bits: RFC 1952's gzip, and RFC 1950's zlib, which HTTP calls deflate.
+_WINDOWS = {"gzip": 31, "deflate": 15}
+_LEVEL = 1
+
+
+def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """Raises UnsupportedMediaType for another encoding, InvalidContent for a damaged body, BodyTooLarge where it would
+    be larger than `max_bytes`; it is never more in memory."""
+    window = _WINDOWS.get(encoding)
+    if window is None:
+        raise UnsupportedMediaType(f"Content-Encoding {encoding!r} is not taken; send gzip, deflate or identity")
+    inflater = zlib.decompressobj(window)
+    try:
+        found = inflater.decompress(body, max_bytes + 1)
+    except zlib.error as exc:
+        raise InvalidContent(f"the body is not {encoding}: {exc}") from exc
+    if len(found) > max_bytes:
+        raise BodyTooLarge(f"the body is larger than {max_bytes:,} bytes once it is unpacked; send fewer at a time")
+    if not inflater.eof or inflater.unused_data:
+        raise InvalidContent(f"the body is not one whole {encoding} stream; send it again")
+    return found
+
+
+def choose_encoding(accepted: str) -> str | None:
+    """The encoding for a caller with this Accept-Encoding (RFC 9110, 12.5.3); None for identity."""
+    weights: dict[str, float] = {}
+    for part in accepted.lower().split(","):
+        name, _, parameters = part.partition(";")
+        quality = parameters.strip().removeprefix("q=")
+        try:
+            weights[name.strip()] = float(quality) if quality else 1.0
+        except ValueError:
+            continue
+    found = max(_WINDOWS, key=lambda name: weights.get(name, weights.get("*", 0.0)))
+    return found if weights.get(found, weights.get("*", 0.0)) > 0 else None
+
+
+def compress(body: bytes, encoding: str) -> bytes:
+    deflater = zlib.compressobj(_LEVEL, wbits=_WINDOWS[encoding])
+    return deflater.compress(body) + deflater.flush()
