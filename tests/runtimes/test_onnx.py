@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -143,3 +144,16 @@ def test_without_the_package_the_application_starts_and_says_what_to_install() -
     assert result.stderr.splitlines()[-1] == (
         "app.errors.RuntimeLoadError: model.onnx: needs ONNX Runtime, which is not installed: pip install onnxruntime"
     )
+
+
+@pytest.mark.parametrize(("choice", "is_reported"), [({}, False), ({"ORT_DISABLE_TELEMETRY": "0"}, True)])
+def test_nothing_is_reported_to_anybody_unless_the_operator_wants_it(
+    tmp_path: Path, choice: dict[str, str], is_reported: bool
+) -> None:
+    """What ONNX Runtime keeps for its reports is the sign of them."""
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes("echo"))
+    code = "from pathlib import Path; from app.runtimes.onnx import OnnxRuntime; OnnxRuntime(Path('MODEL'), 1)"
+    env = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": os.environ["PATH"]} | choice
+    code = code.replace("MODEL", str(tmp_path / "model.onnx"))
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True)
+    assert bool(list(tmp_path.rglob("deviceid"))) == is_reported
