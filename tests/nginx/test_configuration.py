@@ -80,9 +80,14 @@ def test_routes_are_there_in_the_app(replicas: list[Replica]) -> None:
             assert f"`POST {path}`" in (ROOT / "docs/reference/api.md").read_text()
         else:
             assert path in paths
-    repeated = re.findall(r"^location = (\S+) {\n    include headway/predictions", _read_all(), re.MULTILINE)
-    assert repeated == ["/predict"]
-    assert "post" in paths["/predict"]
+    repeated = re.findall(r"^location [=~] (\S+) {\n    include headway/predictions", _read_all(), re.MULTILINE)
+    predictions = [path for path in paths if re.search(r"predict$|/infer$", path)]
+    assert predictions
+    for path in predictions:
+        written = re.sub(r"{\w+}", "x", path)
+        assert any(re.fullmatch(pattern, written) for pattern in repeated), path
+        assert set(paths[path]) == {"post"}
+    assert not [path for path in set(paths) - set(predictions) if any(re.fullmatch(one, path) for one in repeated)]
 
 
 def _read_all() -> str:
