@@ -70,9 +70,5 @@ def root(
     """Every command takes --help."""
 
 
-def main() -> None:
-    cli()
-
-
 if __name__ == "__main__":
-    main()
+    cli()
