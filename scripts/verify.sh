@@ -20,6 +20,16 @@ echo; echo "## hostile images, bodies in flight, memory over 200,000 requests"
 scripts/debian.sh gcc:cc libc6-dev:
 .venv/bin/pytest -q -s -m slow tests/slow tests/api tests/nginx
 
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo; echo "## images and compose.yaml"
+    scripts/verify_image.sh
+    # Built from the layers that are there now.
+    base=${BASE_IMAGE:-localhost/headway-base:bookworm}
+    BUILDER=buildah BASE_IMAGE=$base BUILD_OPTIONS="--isolation chroot" scripts/image.sh localhost/headway >/dev/null 2>&1
+    echo; echo "# manifests"
+    scripts/verify_kubernetes.sh
+fi
+
 if [ -n "${HEADWAY_LABELLED:-}" ]; then
     echo; echo "## accuracy through the served path"
     .venv/bin/headway evaluate efficientnet-lite0 "$HEADWAY_LABELLED/evaluation"

@@ -1,4 +1,4 @@
-"""The PromQL of the HPA's own metrics, as the decision gives it, on series worked out by hand."""
+"""The PromQL of the HPA's own metrics, as Prometheus and the adapter are given it, on series worked out by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from app.optimize.replay import DEMAND, SUCCESS
 from tests.running import ROOT
 from tests.tools import require_command
 
-PAGE = ROOT / "docs/decisions/0023-what-the-hpa-looks-at.md"
+RULES = ROOT / "prometheus/autoscaling.rules.yml"
+ADAPTER = ROOT / "k8s/prometheus-adapter.values.yaml"
 REFERENCE = ROOT / "docs/reference/metrics.md"
 # In 15 s. Each pod answers 100 requests a second with 6 ms of a thread: 0.6 of two threads' 2, so 0.3, and waits
 # 20 ms for it in the queue, which is no demand. "overloaded" refuses 300 a second besides: 0.3 × 4 = 1.2.
@@ -33,8 +34,11 @@ NO_DEMAND = 'headway_rejected_total{namespace="n",pod="calm",model="m",reason="t
 
 
 def _expressions() -> dict[str, str]:
-    blocks = re.findall(r"```promql\n# (\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    return dict(blocks)
+    """By the name under which the HPA asks for it: the rule that is recorded, as the adapter finds it."""
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    recorded = {rule["record"]: rule["expr"] for rule in group["rules"]}
+    handed_on = yaml.safe_load(ADAPTER.read_text())["rules"]["custom"]
+    return {rule["name"]["as"]: recorded.pop(rule["seriesQuery"].partition("{")[0]) for rule in handed_on}
 
 
 def _series() -> list[dict[str, str]]:

@@ -53,7 +53,7 @@ def test_each_alert_has_a_test_that_fires_and_one_that_nearly_does() -> None:
 
 def test_each_alert_says_what_to_do() -> None:
     for name, rule in _alerts().items():
-        assert set(rule["annotations"]) == {"summary", "action"}, name
+        assert set(rule["annotations"]) == {"summary", "action", "runbook"}, name
         assert rule["labels"]["severity"] in ("page", "ticket"), name
 
 
