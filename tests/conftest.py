@@ -6,8 +6,19 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from _pytest.nodeid import coerce_node_id
 
 from tests.running import CAT, PATIENCE_SECONDS, RunningServer, running_server
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """pytest-xdist 3.8 writes a test's group into an attribute that pytest 9.2 no longer reads, so that the tests of a
+    group would go to any worker."""
+    for item in items:
+        grouped = item.__dict__.get("_nodeid")
+        if grouped is not None:
+            item._id = coerce_node_id(grouped)
 
 
 @pytest.fixture(scope="session", autouse=True)

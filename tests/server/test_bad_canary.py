@@ -194,10 +194,12 @@ def test_bad_canary_loses_its_traffic(writable: Served, model: str, why: str) ->
 def test_all_answers_are_stables_after_that(writable: Served) -> None:
     server = writable.server
     assert writable.statuses.keys() == {200, 500}
-    wait_for(
-        lambda: all(get(server, f"/models/{name}")["has_converged"] for name in ("failing", "contrary")),
-        "both workers have the new releases",
-    )
+
+    def has_new(name: str) -> bool:
+        model = get(server, f"/models/{name}")
+        return bool(model["has_converged"]) and model["revision"] == read_release(writable.root, name)["revision"]
+
+    wait_for(lambda: has_new("failing") and has_new("contrary"), "both workers have the new releases")
     answers = [ask(server, "failing", [BEYOND]) for _ in range(100)]
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.json()["version"] for answer in answers} == {STABLE}
