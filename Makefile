@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help serve test check verify bench bench-quick bench-peers lock recipes clean
+.PHONY: help serve test check verify bench bench-quick bench-peers lock stubs recipes clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -42,6 +42,9 @@ bench-peers: ## the same with the servers a user would pick instead; installs 2 
 	@scripts/debian.sh wrk:wrk gcc:cc libc6-dev:
 	@$(BIN)/python -m bench.run --peers
 
+stubs: ## make the messages of gRPC anew from protocol/
+	@PYTHON=$(PYTHON) scripts/stubs.sh
+
 lock: ## make requirements/*.txt anew from pyproject.toml
 	@scripts/lock.sh
 
@@ -49,4 +52,4 @@ recipes: ## an environment for recipes/, in .venv-recipes
 	@PYTHON=$(PYTHON) VENV=.venv-recipes scripts/setup.sh recipes
 
 clean: ## remove the environments and caches
-	rm -rf .venv .venv-recipes .venv-conversion .venv-peers .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache

@@ -15,6 +15,7 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     │   ├── UnknownLabel         400  unknown_label
     │   └── VersionRefused       400  version_refused (an added version that could not serve)
     ├── Unauthorized             401  unauthorized
+    ├── Forbidden                403  forbidden (management that is asked for on the public listener)
     ├── ModelNotFound            404  model_not_found
     │   ├── VersionNotFound      404  version_not_found
     │   └── VersionNotReleased   404  version_not_released
@@ -44,6 +45,7 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     │   ├── RegistryBusy         503  registry_busy
     │   ├── FeedbackUnavailable  503  feedback_unavailable (no secret, or no database)
     │   ├── ModelNotReady        503  model_not_ready
+    │   ├── ModelUnloaded        503  model_unloaded (by a caller of the repository API)
     │   └── ModelFailed          503  model_failed
     │       └── ModelQuarantined 503  model_quarantined
     ├── DeadlineExceeded         504  deadline_exceeded
@@ -143,6 +145,14 @@ class Unauthorized(HeadwayError):
     status = 401
     grpc = "UNAUTHENTICATED"
     headers = (("www-authenticate", 'Bearer realm="headway"'),)
+
+
+class Forbidden(HeadwayError):
+    """A known route that is not for this listener. Routes of our own do not show themselves there at all."""
+
+    code = "forbidden"
+    status = 403
+    grpc = "PERMISSION_DENIED"
 
 
 class ModelNotFound(HeadwayError):
@@ -335,6 +345,13 @@ class FeedbackUnavailable(Unavailable):
 
 class ModelNotReady(Unavailable):
     code = "model_not_ready"
+
+
+class ModelUnloaded(Unavailable):
+    """Somebody asked for the model to be unloaded; it is not served until it is loaded again."""
+
+    code = "model_unloaded"
+    retry_after_seconds = 10
 
 
 class ModelFailed(Unavailable):

@@ -31,12 +31,19 @@ from app.api.drift import DriftApi
 from app.api.feedback import FeedbackApi
 from app.api.management import ManagementApi
 from app.api.middleware import KeyRing, RequestMiddleware
+from app.api.open_inference.describe import Description
 from app.api.open_inference.infer import InferApi
+from app.api.open_inference.repository import Repository
+from app.api.open_inference.routes import ProtocolApi
+from app.api.open_inference.statistics import Statistics
 from app.api.operations import OperationsApi
 from app.api.predict import PredictApi
 from app.api.quality import QualityApi
 from app.api.reception import Reception
 from app.api.record import Recorder
+from app.api.tf_serving.predict import SERVING_HEADERS, ServingPredictApi
+from app.api.tf_serving.status import ServingStatusApi
+from app.api.tf_serving.versions import ServingVersions
 from app.engine.batcher import Batcher
 from app.engine.cpu import available_memory_bytes, choose_sizing, cpu_allowance, cpu_features, memory_limit_bytes
 from app.engine.inference import Inference
@@ -54,6 +61,7 @@ from app.registry.quarantine import Quarantine, WorkerQuarantine
 from app.registry.reconciler import Reconciler
 from app.registry.states import ModelStates
 from app.registry.store import Store
+from app.registry.wishes import Wishes
 from app.registry.worker_states import StateFile
 from app.server.options import WorkerContext
 from app.settings import Settings
@@ -76,18 +84,22 @@ def create_app(
     run_dir: Path | None = None,
     slot: int = 0,
     management: ManagementListener | None = None,
+    grpc_address: tuple[str, int] | None = None,
 ) -> Application:
     """An application of one process; its lifespan loads the models before the first request is accepted.
 
-    `threads` run models at one time. The rest comes from the process layer where there is one.
+    `threads` run models at one time. With a `grpc_address` it has a server for that beside it. The rest comes from the
+    process layer where there is one.
     """
     metrics = metrics or Metrics()
     store = Store(settings.models, settings.releases)
+    wishes = Wishes(run_dir)
     registry = Registry(
         store,
         cpu_features=cpu_features(),
         quarantine=quarantine,
         available_bytes=available_memory_bytes,
+        wishes=wishes,
     )
     states = ModelStates(registry, metrics, StateFile(run_dir, slot) if run_dir is not None else None)
     batcher = Batcher(threads, metrics, on_stuck)
@@ -142,9 +154,16 @@ def create_app(
     readiness = Readiness(registry, draining or threading.Event(), strict=settings.strict)
     manage = ManagementApi(editor, Intake(store, bin_days=settings.bin_days), run_dir, settings.max_upload_bytes)
     feedback = FeedbackApi(production.desk, bodies)
+    description = Description(registry, run_dir)
+    statistics = Statistics(metrics, registry)
+    repository = Repository(registry, wishes, run_dir, workers=workers)
+    serving_versions = ServingVersions(registry)
     apis = (
         predict,
         InferApi(reception, prediction_ids, settings.max_items),
+        ServingPredictApi(reception, serving_versions, prediction_ids, settings.max_items),
+        ServingStatusApi(registry, serving_versions, description, run_dir),
+        ProtocolApi(readiness, description, statistics, repository, bodies),
         manage,
         feedback,
         QualityApi(production.quality_reports, registry),
@@ -157,7 +176,27 @@ def create_app(
     for api in apis:
         api.add_routes(application.router)
     recorder = Recorder(metrics, production.tallies, access_log, settings.access_log_sample, bodies.release)
-    _add_middleware(application, settings, recorder, management)
+    keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
+    _add_middleware(application, settings, keys, recorder, management)
+    if grpc_address is not None:
+        # gRPC has threads, which no fork keeps: it is imported in the worker.
+        from app.api.open_inference_grpc.server import GrpcListener, build_server
+
+        application.beside = (
+            build_server(
+                GrpcListener(*grpc_address, settings.max_body_bytes, settings.ssl_certfile, settings.ssl_keyfile),
+                keys=keys,
+                bodies=bodies,
+                record=recorder,
+                reception=reception,
+                prediction_ids=prediction_ids,
+                max_items=settings.max_items,
+                readiness=readiness,
+                description=description,
+                statistics=statistics,
+                repository=repository,
+            ),
+        )
     return application
 
 
@@ -173,9 +212,12 @@ def _open_prediction_ids(settings: Settings, slot: int) -> PredictionIds | None:
 
 
 def _add_middleware(
-    application: FastAPI, settings: Settings, recorder: Recorder, management: ManagementListener | None
+    application: FastAPI,
+    settings: Settings,
+    keys: KeyRing,
+    recorder: Recorder,
+    management: ManagementListener | None,
 ) -> None:
-    keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
     application.add_middleware(
         RequestMiddleware, keys=keys, root_path=settings.root_path, record=recorder, management=management
     )
@@ -185,7 +227,7 @@ def _add_middleware(
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "server-timing", "retry-after"],
+            expose_headers=["x-request-id", "server-timing", "retry-after", *SERVING_HEADERS],
         )
 
 
@@ -209,6 +251,7 @@ def worker_app(context: WorkerContext) -> ASGIApp:
         run_dir=context.metrics_dir,
         slot=context.slot,
         management=_open_management(settings, context),
+        grpc_address=context.shared_bound,
     )
 
 
@@ -237,6 +280,8 @@ def _application_from_environment() -> ASGIApp:
     prepare_process()
     if settings.admin_token is not None or settings.admin_token_file is not None:
         logger.warning("the management API is closed: it has a listener of its own, which `headway serve` opens")
+    if settings.grpc_port is not None:
+        logger.warning("HEADWAY_GRPC_PORT is closed: `headway serve` opens it")
     sizing = choose_sizing(cpu_allowance(settings.cpus), workers=1, threads=settings.threads)
     return create_app(settings, threads=sizing.threads)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.samples import Sample
 
 from app.deferred import DeferredHistograms, HistogramRows
 
@@ -49,6 +51,8 @@ class ModelMetrics:
         self._all_stages = HistogramRows(self._stages[stage] for stage in STAGES)
         self._batch_size = metrics.batch_size.labels(model, version)
         self._low_confidence: Counter | None = None
+        self._failed: Counter | None = None
+        self._last_answer: Gauge | None = None
         self.in_flight = metrics.in_flight_requests.labels(model)
 
     def count(self, protocol: str, code: int, duration_seconds: float) -> None:
@@ -64,6 +68,13 @@ class ModelMetrics:
                 duration = self._metrics.request_duration.labels(protocol, *self._labels)
                 self._durations[protocol] = duration
             self._metrics.deferred.observe(duration, duration_seconds)
+            if self._last_answer is None:
+                self._last_answer = self._metrics.last_answer.labels(*self._labels)
+            self._metrics.deferred.set(self._last_answer, time.time())
+            return
+        if self._failed is None:
+            self._failed = self._metrics.failed_seconds.labels(*self._labels)
+        self._failed.inc(duration_seconds)
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         self._metrics.deferred.observe(self._stages[stage], seconds)
@@ -136,6 +147,15 @@ class Metrics:
             ("protocol", *by_version),
             buckets=DURATION_BUCKETS,
             registry=registry,
+        )
+        self.failed_seconds = Counter(
+            "headway_failed_request_seconds_total",
+            "Time spent on requests that were not answered with success.",
+            by_version,
+            registry=registry,
+        )
+        self.last_answer = self._gauge(
+            "headway_last_answer_timestamp_seconds", "When the last successful answer was given.", by_version, "livemax"
         )
         self.stage_duration = Histogram(
             "headway_stage_duration_seconds",
@@ -279,12 +299,20 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition of all workers and its content type. Reads files: call it outside the event loop."""
-        registry = self._registry
-        if self._directory is not None:
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry, path=str(self._directory))  # type: ignore[no-untyped-call]
         encoder, content_type = choose_encoder(accept)
-        return encoder(registry), content_type
+        return encoder(self._merged()), content_type
+
+    def samples(self) -> Iterator[Sample]:
+        """What `render` tells, for programs. Reads files: call it outside the event loop."""
+        for family in self._merged().collect():
+            yield from family.samples
+
+    def _merged(self) -> CollectorRegistry:
+        if self._directory is None:
+            return self._registry
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(self._directory))  # type: ignore[no-untyped-call]
+        return registry
 
     def _gauge(self, name: str, documentation: str, labels: tuple[str, ...], mode: str) -> Gauge:
         return Gauge(name, documentation, labels, registry=self._registry, multiprocess_mode=mode)  # type: ignore[arg-type]

@@ -22,6 +22,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     uds: Path | None = Field(None, description="Unix socket to listen on instead of an address and a port.")
+    grpc_port: int | None = Field(
+        None, ge=0, le=65535, description="Port for gRPC, on the address of HTTP; 0 takes a free one; closed if unset."
+    )
     models: Path = Field(Path("models"), description="The registry directory.")
     releases: Path | None = Field(
         None, description="Directory of the release.yaml files; the registry itself if unset."

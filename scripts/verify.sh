@@ -30,6 +30,11 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     scripts/verify_kubernetes.sh
 fi
 
+echo; echo "## the OpenAPI document against a running server, by Schemathesis"
+.venv/bin/python scripts/verify_openapi.py 200
+echo; echo "## Triton's perf_analyzer"
+scripts/perf_analyzer.sh
+
 if [ -n "${HEADWAY_LABELLED:-}" ]; then
     echo; echo "## accuracy through the served path"
     .venv/bin/headway evaluate efficientnet-lite0 "$HEADWAY_LABELLED/evaluation"

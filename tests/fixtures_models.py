@@ -32,6 +32,8 @@ import onnx
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
+from app.tensors import NUMPY_DTYPES
+
 SCORES_LABELS = ("low", "middle", "high")
 COLOUR_LABELS = ("red", "green", "blue")
 # For write_model: a golden request of `scores`, which makes the version verified.
@@ -42,11 +44,8 @@ GOLDEN: Mapping[str, Any] = {
     "golden": {"file": "golden.json", "tolerance": 0.01},
 }
 _TYPES = {
-    "FP32": TensorProto.FLOAT,
-    "INT64": TensorProto.INT64,
-    "UINT8": TensorProto.UINT8,
-    "BOOL": TensorProto.BOOL,
-    "BYTES": TensorProto.STRING,
+    name: TensorProto.STRING if name == "BYTES" else helper.np_dtype_to_tensor_dtype(dtype)
+    for name, dtype in NUMPY_DTYPES.items()
 }
 _COLOUR_PROCESSING = {
     "type": "image", "resize": 4, "crop": 4, "filter": "bilinear",
@@ -220,11 +219,12 @@ def onnx_bytes(kind: str) -> bytes:
 
 def onnx_file(
     nodes: list[onnx.NodeProto],
-    inputs: list[tuple[str, str, list[int]]],
-    outputs: list[tuple[str, str, list[int]]],
+    inputs: Sequence[tuple[str, str, list[Any]]],
+    outputs: Sequence[tuple[str, str, list[Any]]],
     constants: Mapping[str, np.ndarray] | None = None,
 ) -> bytes:
-    """An ONNX file of these nodes; inputs and outputs are (name, datatype, shape with -1 for a free size)."""
+    """An ONNX file of these nodes; inputs and outputs are (name, datatype, shape), where a free size is its name or,
+    without one, -1."""
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -357,5 +357,5 @@ def _entry(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": shape}
 
 
-def _value(name: str, datatype: str, shape: list[int]) -> onnx.ValueInfoProto:
+def _value(name: str, datatype: str, shape: list[Any]) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, _TYPES[datatype], [None if size == -1 else size for size in shape])

@@ -6,7 +6,7 @@ import asyncio
 import random
 
 import pytest
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from app.deferred import FLUSH_SECONDS, DeferredHistograms, HistogramRows
 
@@ -74,3 +74,18 @@ async def test_rows_of_several_histograms() -> None:
     deferred.flush()
     deferred.flush()
     assert [_samples(histogram) for histogram in together] == [_samples(histogram) for histogram in expected]
+
+
+def test_a_gauge_gets_the_last_value() -> None:
+    gauge = Gauge("at", "A time.", registry=CollectorRegistry())
+    deferred = DeferredHistograms()
+
+    async def set_twice() -> float:
+        deferred.set(gauge, 1.0)
+        deferred.set(gauge, 2.0)
+        before = gauge._value.get()
+        deferred.flush()
+        return float(before)
+
+    assert asyncio.run(set_twice()) == 0
+    assert gauge._value.get() == 2

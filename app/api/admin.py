@@ -13,8 +13,8 @@ from app.api.context import context_of
 from app.errors import BodyTimeout, BodyTooLarge, ClientClosed, RouteNotFound, Unauthorized
 
 # Probes and scrapes, as on the public listener.
-_OPEN_PREFIXES = ("/health/", "/metrics")
-_PREFIXES = ("/models", "/update", "/openapi.json")
+_OPEN_PREFIXES = ("/health/", "/v2/health/", "/metrics")
+_PREFIXES = ("/models", "/update", "/openapi.json", "/v2")
 _MAX_JSON_BYTES = 1_000_000
 _WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 
@@ -38,7 +38,7 @@ class ManagementListener:
             return
         if not hmac.compare_digest(hashlib.sha256(_bearer(scope)).digest(), self._token):
             raise Unauthorized("send the admin token (HEADWAY_ADMIN_TOKEN) as 'Authorization: Bearer TOKEN'")
-        if not path.startswith(_PREFIXES):
+        if not path.startswith(_PREFIXES) or (path.endswith("/infer") and scope["method"] == "POST"):
             raise RouteNotFound(f"there is no {scope['path']} on the management listener; predictions are on the other")
 
 

@@ -46,7 +46,7 @@ class BodyReader:
         if encoding == b"identity":
             return body
         unpacked = await asyncio.to_thread(decompress, body, encoding.decode("latin-1"), self._max_bytes)
-        self._hold(context, max(0, len(unpacked) - len(body)))
+        self.hold(context, max(0, len(unpacked) - len(body)))
         return unpacked
 
     def release(self, context: RequestContext) -> None:
@@ -60,13 +60,13 @@ class BodyReader:
             if message["type"] == "http.disconnect":
                 raise ClientClosed("the caller left before its body was complete")
             chunk: bytes = message.get("body", b"")
-            self._hold(context, len(chunk))
+            self.hold(context, len(chunk))
             chunks.append(chunk)
             if not message.get("more_body"):
                 return chunks
 
-    def _hold(self, context: RequestContext, size: int) -> None:
-        """Raises BodyTooLarge or OutOfBodyMemory where there is no room for so many bytes more."""
+    def hold(self, context: RequestContext, size: int) -> None:
+        """Count so many bytes more. Raises BodyTooLarge or OutOfBodyMemory where there is no room for them."""
         if context.body_bytes + size > self._max_bytes:
             raise self._too_large()
         if self._inflight_bytes + size > self._max_inflight_bytes:

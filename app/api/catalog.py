@@ -32,8 +32,8 @@ class ModelRead(BaseModel):
     """`release` is implicit where no release.yaml names the versions: then the newest final one serves."""
 
     name: str
-    task: str | None
-    kind: str | None = Field(description="Which content it takes: image or tensor.")
+    task: str | None = None
+    kind: str | None = Field(None, description="Which content it takes: image or tensor.")
     release: str = Field(examples=["explicit"])
     revision: int | None = Field(None, description="Of the release that this worker has read.")
     aliases: dict[str, str] = Field(examples=[{"stable": "1.1.0"}])

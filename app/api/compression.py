@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 
 from app.errors import BodyTooLarge, InvalidContent, UnsupportedMediaType
@@ -9,6 +10,10 @@ from app.errors import BodyTooLarge, InvalidContent, UnsupportedMediaType
 # zlib's window bits: RFC 1952's gzip, and RFC 1950's zlib, which HTTP calls deflate.
 _WINDOWS = {"gzip": 31, "deflate": 15}
 _LEVEL = 1
+# Less is not worth the time.
+_LEAST_BYTES = 1024
+# More is packed in a thread.
+_MOST_HERE_BYTES = 50_000
 
 
 def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
@@ -46,3 +51,17 @@ def choose_encoding(accepted: str) -> str | None:
 def compress(body: bytes, encoding: str) -> bytes:
     deflater = zlib.compressobj(_LEVEL, wbits=_WINDOWS[encoding])
     return deflater.compress(body) + deflater.flush()
+
+
+async def pack_answer(body: bytes, accepted: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """The body, packed where that is worth it and this Accept-Encoding takes it; and the headers that say so."""
+    if not accepted or len(body) < _LEAST_BYTES:
+        return body, []
+    headers = [(b"vary", b"accept-encoding")]
+    encoding = choose_encoding(accepted.decode("latin-1"))
+    if encoding is None:
+        return body, headers
+    headers.append((b"content-encoding", encoding.encode()))
+    if len(body) < _MOST_HERE_BYTES:
+        return compress(body, encoding), headers
+    return await asyncio.to_thread(compress, body, encoding), headers

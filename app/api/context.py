@@ -26,19 +26,25 @@ class RequestContext:
     """`protocol` is set by prediction routes and says that the request is counted as a prediction.
 
     `headers` are by lower-case name; of one that is sent twice the last counts. `is_drawn`: the alias was chosen
-    by its weight, not by the caller. `is_management`: it came in by the management listener, with the token.
+    by its weight, not by the caller. `is_management`: it came in by the management listener, with the token. `read_at`:
+    time.monotonic() of the body's last byte, None where that is not known. `has_own_deadline`: the caller waits less
+    than the server would.
     """
 
     request_id: str
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    method: str = ""
+    path: str = ""
     trace_id: str | None = None
     started: float = field(default_factory=time.perf_counter)
+    read_at: float | None = None
     protocol: str | None = None
     model: str | None = None
     version: str | None = None
     alias: str | None = None
     is_drawn: bool = False
     key_id: str | None = None
+    has_own_deadline: bool = False
     is_management: bool = False
     error_code: str | None = None
     status: int = 499
@@ -48,8 +54,11 @@ class RequestContext:
 
 
 def new_context(scope: Scope) -> RequestContext:
-    """Take the caller's X-Request-ID where it is safe, else make one."""
-    headers: dict[bytes, bytes] = dict(scope["headers"])
+    return make_context(dict(scope["headers"]), scope["method"], scope["path"])
+
+
+def make_context(headers: Mapping[bytes, bytes], method: str, path: str) -> RequestContext:
+    """Take the caller's X-Request-ID where it is safe, else make one. `headers` are by lower-case name."""
     request_id = trace_id = None
     given = headers.get(b"x-request-id")
     if given is not None and _SAFE_ID.fullmatch(given):
@@ -57,7 +66,7 @@ def new_context(scope: Scope) -> RequestContext:
     parent = headers.get(b"traceparent")
     if parent is not None and (match := _TRACEPARENT.fullmatch(parent)):
         trace_id = match[1].decode("ascii")
-    return RequestContext(request_id or f"{random.getrandbits(128):032x}", headers, trace_id)
+    return RequestContext(request_id or f"{random.getrandbits(128):032x}", headers, method, path, trace_id)
 
 
 def context_of(scope: Scope) -> RequestContext:

@@ -29,7 +29,7 @@ class DriftApi:
             "/models/{name}/drift",
             self.get_drift,
             tags=["quality"],
-            responses={404: ERROR_RESPONSES[404], 503: ERROR_RESPONSES[503]},
+            responses={status: ERROR_RESPONSES[status] for status in (400, 404, 503)},
         )
 
     async def get_drift(

@@ -18,8 +18,8 @@ from starlette.responses import Response
 from app.api.application import RawRoute
 from app.api.body import BodyReader
 from app.api.context import context_of
-from app.api.examples import ERROR_RESPONSES
 from app.api.problems import explain_invalid
+from app.api.schemas import ErrorResponse
 from app.errors import FeedbackUnavailable, HeadwayError, MalformedRequest
 from app.monitoring.feedback import Feedback, FeedbackDesk, Taken
 
@@ -73,6 +73,18 @@ class FeedbackResponse(FeedbackResult):
     request_id: str
 
 
+class FeedbackError(BaseModel):
+    error: str
+    code: str
+
+
+class FeedbackResults(BaseModel):
+    """Of many, in their order; where none is taken the status is the first error's."""
+
+    results: list[FeedbackResult | FeedbackError]
+    request_id: str
+
+
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -118,6 +130,8 @@ class FeedbackApi:
             400: "The prediction_id was not signed here, or the label is none of the model's",
             409: "The prediction has had another feedback",
             410: "The answer is too old",
+            413: "The body is too large",
+            422: "The request is malformed",
             503: "The database cannot be reached; send it again",
         }
         router.add_api_route(
@@ -126,10 +140,11 @@ class FeedbackApi:
             methods=["POST"],
             tags=["quality"],
             route_class_override=RawRoute,
-            response_model=FeedbackResponse,
+            response_model=FeedbackResponse | FeedbackResults,
             summary="The truth about answers",
             responses={
-                status: ERROR_RESPONSES[400] | {"description": description} for status, description in refusals.items()
+                status: {"model": ErrorResponse | FeedbackResults, "description": description}
+                for status, description in refusals.items()
             },
             openapi_extra=_BODY,
         )

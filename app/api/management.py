@@ -42,12 +42,19 @@ _TAG = "management"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": description}
     for status, description in {
+        400: "What is asked for leaves no valid release",
         401: "Without the admin token",
         404: "No such model or version; or this is the public listener",
         409: "The release was changed by another, the version is in use, or the registry is read-only",
         422: "The request is malformed",
         507: "No space left",
     }.items()
+}
+_UPLOAD_ERRORS: dict[int | str, dict[str, Any]] = {
+    **_ERRORS,
+    400: {"model": ErrorResponse, "description": "No archive of one version, or one that could not serve"},
+    413: {"model": ErrorResponse, "description": "The archive is too large"},
+    415: {"model": ErrorResponse, "description": "Content-Type not taken"},
 }
 _ARCHIVE = {"schema": {"type": "string", "format": "binary"}}
 _UPDATE_BODY: dict[str, Any] = {
@@ -111,7 +118,7 @@ class ManagementApi:
             methods=["POST"],
             response_model=UpdateRead,
             response_model_exclude_none=True,
-            responses=_ERRORS,
+            responses=_UPLOAD_ERRORS,
             openapi_extra=_UPDATE_BODY,
             tags=[_TAG],
             route_class_override=UploadRoute,

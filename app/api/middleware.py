@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.admin import ManagementListener
-from app.api.context import SCOPE_KEY, RequestContext, new_context
+from app.api.context import READ_KEY, SCOPE_KEY, RequestContext, new_context
 from app.api.framework_errors import FRAMEWORK_ERRORS, translate
 from app.errors import ClientClosed, HeadwayError, Internal, Unauthorized, error_headers, render
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 # Open without a key: probes, scrapes, the page and the documentation. Everything else needs one where keys are set.
 OPEN_PATHS = frozenset({"/", "/docs", "/redoc", "/openapi.json", "/metrics"})
-OPEN_PREFIXES = ("/health/", "/ui/")
+OPEN_PREFIXES = ("/health/", "/v2/health/", "/ui/")
 # In the access log, of what came with the admin token.
 ADMIN_KEY_ID = "admin"
 
@@ -32,10 +32,10 @@ class KeyRing:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
-    def identify(self, scope: Scope) -> str:
+    def identify(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
         """Raises Unauthorized where the request carries no key of ours."""
         given = b""
-        for name, value in scope["headers"]:
+        for name, value in headers:
             if name == b"authorization" and value[:7].lower() == b"bearer ":
                 given = value[7:].strip()
             elif name == b"x-api-key":
@@ -57,7 +57,7 @@ class RequestMiddleware:
         app: ASGIApp,
         keys: KeyRing,
         root_path: str,
-        record: Callable[[Scope, RequestContext], None],
+        record: Callable[[RequestContext], None],
         management: ManagementListener | None = None,
     ) -> None:
         """`management` is None where that is closed."""
@@ -87,7 +87,8 @@ class RequestMiddleware:
         try:
             await self._answer(scope, receive, send_with_id, context)
         finally:
-            self._record(scope, context)
+            context.read_at = scope.get(READ_KEY)
+            self._record(context)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         try:
@@ -96,7 +97,7 @@ class RequestMiddleware:
                 context.is_management = True
                 context.key_id = ADMIN_KEY_ID
             elif self._keys and needs_key(scope):
-                context.key_id = self._keys.identify(scope)
+                context.key_id = self._keys.identify(scope["headers"])
             await self._app(scope, receive, send)
         except ClientClosed as exc:
             context.error_code = exc.code

@@ -1,10 +1,18 @@
-"""Schemas of bodies that are read raw, for the OpenAPI document."""
+"""What the OpenAPI document says of routes that read their requests raw."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
+
+
+def path_parameters(names: Iterable[str]) -> list[dict[str, Any]]:
+    """For `openapi_extra`: of other routes the framework finds them in the endpoint's arguments."""
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for name in names
+    ]
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:

@@ -17,5 +17,5 @@ def explain_invalid(error: ValidationError, keys: Iterable[str], example: str) -
     if problem["type"] == "extra_forbidden":
         return f"unknown key {field!r}; the keys are {', '.join(keys)}"
     if problem["type"] == "model_type":
-        return f"the body must be a JSON object, as {example}"
+        return f"{field or 'the body'} must be a JSON object, as {'in ' if field else ''}{example}"
     return f"{field}: {message[:1].lower()}{message[1:]}" if field else message

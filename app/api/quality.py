@@ -26,7 +26,7 @@ class QualityApi:
             "/models/{name}/quality",
             self.get_quality,
             tags=["quality"],
-            responses={404: ERROR_RESPONSES[404], 503: ERROR_RESPONSES[503]},
+            responses={status: ERROR_RESPONSES[status] for status in (400, 404, 503)},
         )
 
     async def get_quality(

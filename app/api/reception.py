@@ -101,6 +101,34 @@ class Reception:
             self._check_room(arrival, *peek(request, body))
         return arrival, body
 
+    def admit(
+        self,
+        context: RequestContext,
+        ref: ModelRef | None,
+        kind: ContentKind,
+        *,
+        seconds: float | None,
+    ) -> Arrival:
+        """As `receive`, of a request that is there whole. `seconds` is how long its caller waits, where that is known.
+
+        Who leaves cancels the task.
+        """
+        deadline_ms: float = self.requested_ms(context.headers)
+        if seconds is not None and seconds * 1e3 < deadline_ms:
+            context.has_own_deadline = True
+            deadline_ms = max(0.0, seconds * 1e3)
+        arrival = Arrival(
+            context,
+            time.monotonic(),
+            deadline_ms,
+            self.priority_of(context.headers),
+            context.headers.get(b"headway-routing-key") or None,
+            None,
+        )
+        if self._inference.is_busy:
+            self._check_room(arrival, ref, kind)
+        return arrival
+
     async def resolve(self, ref: ModelRef | None, kind: ContentKind, arrival: Arrival) -> Resolved:
         """The version that answers; waits for one that is being loaded, as long as there is time."""
         while True:

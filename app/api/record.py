@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from starlette.types import Scope
-
-from app.api.context import READ_KEY, RequestContext
+from app.api.context import RequestContext
 from app.logs import AccessLog
 from app.metrics import UNKNOWN, Metrics
 from app.monitoring.tallies import Tallies
@@ -50,14 +48,14 @@ class Recorder:
         self._release = release
         self._next_refusal_at = 0.0
 
-    def __call__(self, scope: Scope, context: RequestContext) -> None:
+    def __call__(self, context: RequestContext) -> None:
         self._release(context)
         try:
             now = time.perf_counter()
             if context.protocol is not None:
                 self._count(context, context.protocol, now - context.started)
             if self._is_logged(context, now):
-                self._access_log.record(_access_line(scope, context, now))
+                self._access_log.record(_access_line(context, now))
         except Exception:
             self._metrics.unrecorded.inc()
             logger.exception("recording request %s failed", context.request_id)
@@ -90,22 +88,24 @@ class Recorder:
 
 def _chose_its_time(context: RequestContext) -> bool:
     """Who gives an answer less time than the server does would make any version fail."""
-    return context.error_code == "deadline_exceeded" and b"headway-timeout-ms" in context.headers
+    return context.error_code == "deadline_exceeded" and (
+        context.has_own_deadline or b"headway-timeout-ms" in context.headers
+    )
 
 
-def _access_line(scope: Scope, context: RequestContext, now: float) -> dict[str, Any]:
+def _access_line(context: RequestContext, now: float) -> dict[str, Any]:
     """`duration_ms` runs from the first byte of the request, `after_body_ms` from its last: how long we took."""
     line: dict[str, Any] = {
         "request_id": context.request_id,
-        "method": scope["method"],
-        "path": scope["path"],
+        "method": context.method,
+        "path": context.path,
         "status": context.status,
         "duration_ms": round((now - context.started) * 1e3, 2),
         "bytes_in": context.body_bytes,
         "bytes_out": context.answer_bytes,
     }
-    if READ_KEY in scope:  # else the answer did not wait for the body, or another server runs the application
-        line["after_body_ms"] = round((time.monotonic() - scope[READ_KEY]) * 1e3, 3)
+    if context.read_at is not None:  # else the answer did not wait for the body, or another server runs the application
+        line["after_body_ms"] = round((time.monotonic() - context.read_at) * 1e3, 3)
     for name in ("trace_id", "model", "version", "alias", "key_id", "error_code"):
         value = getattr(context, name)
         if value is not None:

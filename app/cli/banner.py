@@ -22,10 +22,15 @@ class Banner:
         self._settings = settings
         self._sizing = sizing
         self._management: str | None = None
+        self._grpc: str | None = None
 
     def note_addresses(self, addresses: tuple[str, ...]) -> None:
-        """Of all listeners; the second is the management API's, where it is open."""
-        self._management = addresses[1] if len(addresses) > 1 else None
+        """Of all listeners: the first, the management API's where it is open, gRPC's where it has a port."""
+        for address in addresses[1:]:
+            if address.startswith("grpc"):
+                self._grpc = address
+            else:
+                self._management = address
 
     def show(self, address: str) -> None:
         """Ask the server itself what it serves, so that what is printed is so."""
@@ -39,6 +44,8 @@ class Banner:
         )
         if self._management is not None:
             lines.append(f"  management at {escape(_reachable(self._management))} [dim](with the admin token)[/]")
+        if self._grpc is not None:
+            lines.append(f"  gRPC at {escape(_reachable(self._grpc))}")
         lines += [
             "",
             f"  {escape(self._curl(base))}",

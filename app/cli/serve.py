@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,12 +28,17 @@ if TYPE_CHECKING:
 
 # Measured after the imports of a worker, before a model is loaded; half of it is shared with the master.
 _BASE_BYTES = 120_000_000
+# Of it no page is shared: gRPC is imported after the fork.
+_GRPC_BYTES = 20_000_000
 
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address. [env: HEADWAY_HOST; default: 127.0.0.1]")] = None,
     port: Annotated[
         int | None, typer.Option(help="Port; 0 takes a free one. [env: HEADWAY_PORT; default: 8000]")
+    ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Port for gRPC too; 0 takes a free one. [env: HEADWAY_GRPC_PORT]")
     ] = None,
     uds: Annotated[Path | None, typer.Option(help="Unix socket instead. [env: HEADWAY_UDS]")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes. [env: HEADWAY_WORKERS; default: one a CPU]")] = None,
@@ -43,16 +49,26 @@ def serve(
         typer.Option("--strict", help="Not ready while a model has failed. [env: HEADWAY_STRICT]"),
     ] = None,
 ) -> None:
-    """Serve every released model of the registry over HTTP."""
+    """Serve every released model of the registry over HTTP, and over gRPC where it has a port."""
     if sys.platform == "win32":
         print_error("headway serve needs a POSIX system; on Windows run: uvicorn app.main:app")
         raise typer.Exit(MISUSE)
     settings = read_settings(
-        host=host, port=port, uds=uds, workers=workers, threads=threads, models=models, strict=strict
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        uds=uds,
+        workers=workers,
+        threads=threads,
+        models=models,
+        strict=strict,
     )
     configure_logging(settings.log_level, settings.log_format)
     if not settings.models.is_dir():
         print_error(f"{settings.models}: there is no such registry directory; name it with --models or HEADWAY_MODELS")
+        raise typer.Exit(MISUSE)
+    if settings.grpc_port is not None and find_spec("grpc") is None:
+        print_error("gRPC needs grpcio and protobuf: pip install 'headway[grpc]', or leave HEADWAY_GRPC_PORT unset")
         raise typer.Exit(MISUSE)
     sizing = choose_sizing(
         cpu_allowance(settings.cpus),
@@ -91,6 +107,7 @@ def _run(settings: Settings, sizing: Sizing) -> int:
             port=settings.port,
             uds=str(settings.uds) if settings.uds else None,
             also_bind=(settings.management_address,) if settings.read_admin_token() is not None else (),
+            shared_bind=(settings.host, settings.grpc_port) if settings.grpc_port is not None else None,
             workers=sizing.workers,
             drain_seconds=drain,
             longest_deadline_seconds=settings.max_deadline_ms / 1e3,
@@ -120,7 +137,7 @@ def _record_exit(quarantine: Quarantine, end: WorkerExit) -> None:
 
 def _hand_down(settings: Settings, sizing: Sizing) -> None:
     """Workers build their settings from the environment; flags must be in it."""
-    for name in settings.model_fields_set & {"host", "port", "uds", "models", "strict"}:
+    for name in settings.model_fields_set & {"host", "port", "grpc_port", "uds", "models", "strict"}:
         os.environ[f"HEADWAY_{name.upper()}"] = str(getattr(settings, name))
     os.environ["HEADWAY_WORKERS"] = str(sizing.workers)
     os.environ["HEADWAY_THREADS"] = str(sizing.threads)
@@ -131,7 +148,7 @@ def _hand_down(settings: Settings, sizing: Sizing) -> None:
 def _worker_bytes(settings: Settings) -> int:
     """What one worker needs: the code, and each released model twice, for the moment of a change."""
     store = Store(settings.models, settings.releases)
-    total = _BASE_BYTES
+    total = _BASE_BYTES + (_GRPC_BYTES if settings.grpc_port is not None else 0)
     for name in store.model_names():
         try:
             release, _ = store.release(name)

@@ -13,14 +13,14 @@ from app.engine.composition import Composer, run_now
 from app.engine.execution import Execution, Part
 from app.engine.lane import Priority, Work
 from app.engine.shadow import Shadow
-from app.errors import HeadwayError, InvalidImage
+from app.errors import HeadwayError, ImageTooLarge, InvalidContent, InvalidImage
 from app.metrics import Metrics
 from app.processing.consistency import Violation
 from app.registry.batch_axis import join
 from app.registry.composed import Composed
 from app.registry.lifecycle import Registry, Resolved
 from app.registry.manifest import ClassificationAnswer
-from app.registry.servable import ContentKind, Item, Servable
+from app.registry.servable import Content, ContentKind, Item, Servable
 from app.registry.versions import ModelRef
 from app.runtimes.base import Cancellation
 from app.tensors import Tensors
@@ -176,10 +176,23 @@ def _assemble(call: Call, resolved: Resolved, results: Sequence[Part | BaseExcep
             violations += result.violations
         elif isinstance(result, HeadwayError) and call.is_plural:
             items.append(result)
+        elif isinstance(result, InvalidImage | ImageTooLarge) and len(results) > 1:
+            raise type(result)(f"image {len(outputs) + 1} of {len(results)}: {result}") from result
         else:
             raise result
-    tensors = None if call.is_plural else join(outputs)
+    tensors = None if call.is_plural else _join(call, resolved, outputs)
     return _answer_of(call, resolved, tuple(items), tensors, timings, tuple(answered_by) or None, violations)
+
+
+def _join(call: Call, resolved: Resolved, outputs: Sequence[Tensors]) -> Tensors:
+    """Raises InvalidContent for images whose answers could not be told apart."""
+    if isinstance(call.inputs, Content) and call.inputs.kind == "image":
+        wrong = [name for output in outputs for name, array in output.items() if array.shape[:1] != (1,)]
+        if wrong:
+            raise InvalidContent(
+                f"{resolved.servable.name} gives {wrong[0]!r} not as one row for each image; send one image a request"
+            )
+    return join(outputs)
 
 
 def _answer_of(

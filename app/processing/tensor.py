@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from app.errors import InvalidTensor
 from app.tensors import NUMPY_DTYPES, Array, Tensors, TensorSpec, describe_shape, object_array, shape_matches
 
+# The product of a shape's sizes but for those that are 0: four times a photo of 1024 × 1024.
+_MOST_OF_NOTHING = 2**24
+
 
 class TensorProcessing(BaseModel):
     """The `processing` section of a model that takes its tensors as they are."""
@@ -21,10 +24,11 @@ class TensorProcessing(BaseModel):
     type: Literal["tensor"]
 
 
-def tensors_from_json(values: Any, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+def tensors_from_json(values: Any, specs: Sequence[TensorSpec], *, takes_not_finite: bool = False) -> dict[str, Array]:
     """Build the inputs of a model from nested lists: one list for a single input, else a mapping by name.
 
-    Raises InvalidTensor, naming the input, for a wrong name, shape, datatype, or a value that is not finite.
+    Raises InvalidTensor, naming the input, for a wrong name, shape, datatype, or, unless it `takes_not_finite`, NaN and
+    infinities.
     """
     if isinstance(values, Mapping):
         by_name = values
@@ -34,7 +38,7 @@ def tensors_from_json(values: Any, specs: Sequence[TensorSpec]) -> dict[str, Arr
         names = ", ".join(spec.name for spec in specs)
         raise InvalidTensor(f"this model has several inputs: send inputs as an object with the keys {names}")
     check_names(by_name, specs)
-    return {spec.name: _array(by_name[spec.name], spec) for spec in specs}
+    return {spec.name: _array(by_name[spec.name], spec, takes_not_finite) for spec in specs}
 
 
 def tensors_from_bytes(data: bytes, specs: Sequence[TensorSpec]) -> dict[str, Array]:
@@ -98,7 +102,10 @@ def array_from_json(values: Any, spec: TensorSpec, *, takes_not_finite: bool = F
 
 
 def reshape(array: Array, spec: TensorSpec) -> Array:
-    """Raises InvalidTensor where numpy has no such shape: one size 0, the others astronomical."""
+    """Raises InvalidTensor where there is no such shape: one size 0, the others astronomical. What a model makes of
+    those, as the sum of no rows, may have values."""
+    if not array.size and math.prod(size for size in spec.shape if size) > _MOST_OF_NOTHING:
+        raise InvalidTensor(f"input {spec.name!r} has an impossible shape: {list(spec.shape)}")
     try:
         return array.reshape(spec.shape)
     except ValueError as exc:
@@ -135,8 +142,8 @@ def _check_shape(array: Array, spec: TensorSpec) -> None:
         )
 
 
-def _array(values: Any, spec: TensorSpec) -> Array:
-    array = _strings(values, spec) if spec.datatype == "BYTES" else _numbers(values, spec)
+def _array(values: Any, spec: TensorSpec, takes_not_finite: bool) -> Array:
+    array = _strings(values, spec) if spec.datatype == "BYTES" else _numbers(values, spec, takes_not_finite)
     _check_shape(array, spec)
     return array
 
@@ -154,6 +161,8 @@ def _strings(values: Any, spec: TensorSpec) -> Array:
 
 def _numbers(values: Any, spec: TensorSpec, takes_not_finite: bool = False) -> Array:
     target = NUMPY_DTYPES[spec.datatype]
+    if _holds_text(values):
+        raise InvalidTensor(f"input {spec.name!r} takes numbers of datatype {spec.datatype}, without null or text")
     try:
         raw = np.asarray(values)
     except (ValueError, OverflowError) as exc:
@@ -163,7 +172,7 @@ def _numbers(values: Any, spec: TensorSpec, takes_not_finite: bool = False) -> A
     if raw.dtype.kind == "f" and target.kind in "iu" and target.itemsize == 8:
         raw = _exact_integers(values, raw)
     if raw.dtype.kind == "O":
-        raw = _large_integers(raw, target)
+        raw = _large_integers(raw, spec)
     if raw.size == 0:
         return raw.astype(target)
     if isinstance(values, np.ndarray) and raw.dtype == target and target.kind in "iub":
@@ -174,23 +183,48 @@ def _numbers(values: Any, spec: TensorSpec, takes_not_finite: bool = False) -> A
 
 
 def _exact_integers(values: Any, raw: Array) -> Array:
-    """Whole numbers that numpy took for FP64, some being above 2**63 and some below; `raw` where others are there."""
-    numbers = np.asarray(values, dtype=object)
-    if all(type(number) is int and 0 <= number < 2**64 for number in numbers.reshape(-1).tolist()):
-        return numbers.astype(np.uint64)
-    return raw
+    """Whole numbers that numpy took for FP64, as some are above 2**63 and some below, or some have a point (1.0); `raw`
+    where others are there."""
+    numbers = [
+        int(number) if type(number) is float and number.is_integer() else number
+        for number in np.asarray(values, dtype=object).reshape(-1).tolist()
+    ]
+    if not all(type(number) is int for number in numbers):
+        return raw
+    try:
+        return np.array(numbers, np.uint64 if min(numbers, default=0) >= 0 else np.int64).reshape(raw.shape)
+    except OverflowError:
+        return raw
 
 
-def _large_integers(raw: Array, target: np.dtype[Any]) -> Array:
-    """Integers that numpy has no type for as FP64 (10**20 is a good FP32), or as infinity; anything else as it is."""
+def _holds_text(values: Any) -> bool:
+    """Whether numpy would make text of it: each element as long as the longest, which 10 MB can make terabytes."""
+    parts = [values]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str):
+            return True
+        if not isinstance(part, list):
+            continue
+        try:
+            sum(part, 0.0)  # a tenth of what a look at each element takes
+        except (TypeError, OverflowError):
+            parts.extend(one for one in part if isinstance(one, list | str))
+    return False
+
+
+def _large_integers(raw: Array, spec: TensorSpec) -> Array:
+    """Integers that numpy has no type for as FP64 (10**20 is a good FP32); anything else as it is. Raises InvalidTensor
+    where one is beyond that too."""
     numbers = raw.reshape(-1).tolist()
     if not all(type(number) in (int, float) for number in numbers):
         return raw
+    if NUMPY_DTYPES[spec.datatype].kind != "f":
+        return np.full(raw.shape, np.inf)  # beyond 64 bits: beyond every range
     try:
-        floats = np.array([float(number) for number in numbers]).reshape(raw.shape)
-    except OverflowError:
-        floats = np.full(raw.shape, np.inf)
-    return floats if target.kind == "f" else np.full(raw.shape, np.inf)  # beyond 64 bits: beyond every range
+        return np.array([float(number) for number in numbers]).reshape(raw.shape)
+    except OverflowError as exc:
+        raise InvalidTensor(f"input {spec.name!r} has a value that is too large for {spec.datatype}") from exc
 
 
 def _cast(raw: Array, target: np.dtype[Any], spec: TensorSpec, takes_not_finite: bool) -> Array:

@@ -24,6 +24,7 @@ from app.errors import (
     ModelNotReady,
     ModelQuarantined,
     ModelRequired,
+    ModelUnloaded,
     RegistryError,
     VersionNotFound,
     VersionNotReleased,
@@ -39,6 +40,7 @@ from app.registry.servable import Resolved as Resolved  # what `resolve` gives
 from app.registry.status import ModelStatus, State, VersionStatus, choose_serving
 from app.registry.store import Defaults, Store
 from app.registry.versions import ModelRef, Version, is_version
+from app.registry.wishes import Wish, Wishes
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +59,11 @@ class Registry:
         quarantine: WorkerQuarantine | None = None,
         available_bytes: Callable[[], int | None] = lambda: None,
         gone_seconds: float = GONE_SECONDS,
+        wishes: Wishes | None = None,
     ) -> None:
         """`quarantine`: where this process is a worker of a server that has one. `available_bytes`: free memory."""
+        self._wishes = wishes or Wishes(None)
+        self._wished: Mapping[str, Wish] = {}
         self._store = store
         self._threads = threads
         self._cpu_features = cpu_features
@@ -96,6 +101,7 @@ class Registry:
         """Load every released version (of `names`, else of all models) afresh. Never raises for a bad model."""
         self._watch = Watch(self._store, self._gone_seconds)
         self._read_defaults()
+        self._wished = self._wishes.read()
         wanted = self._watch.look()
         chosen = set(wanted) if names is None else set(names) & set(wanted)
         with self._change:
@@ -122,6 +128,7 @@ class Registry:
         """
         if self._store.root.is_dir():
             self._read_defaults()
+        self._wished = self._wishes.read()
         wanted = self._watch.look()
         retired: list[Servable] = []
 
@@ -165,17 +172,19 @@ class Registry:
 
     def resolve(self, ref: ModelRef, routing_key: bytes | None = None) -> Resolved:
         """The version that answers `ref`. Raises ModelNotFound and its kin, ModelNotReady, ModelFailed or its kin."""
-        self.withdraw_quarantined()
-        model = self._models.get(ref.name)
-        if model is None:
-            if not self._is_loaded:
-                raise ModelNotReady("the models are still loading; try again in a second")
-            raise ModelNotFound(f"there is no model {ref.name!r}; served are {', '.join(self._models) or 'none'}")
-        if model.release is None:
-            raise ModelFailed(f"model {ref.name!r} cannot be served: {model.error}")
+        model, release = self._find_model(ref.name)
         if ref.tag is None:
             return self._route(model, routing_key)
-        return self._address(model, ref.tag)
+        version, alias = self._find_version(model, release, ref.tag)
+        return self._servable(model, version, alias)
+
+    def find(self, ref: ModelRef) -> VersionStatus:
+        """What is known of a released version, by default of stable's; nothing is loaded by that.
+
+        Raises ModelNotFound and its kin, ModelNotReady while the first load goes on, ModelFailed for a bad release.
+        """
+        model, release = self._find_model(ref.name)
+        return model.versions[self._find_version(model, release, ref.tag or STABLE)[0]]
 
     def shadow_of(self, name: str) -> tuple[Servable, float] | None:
         """The shadow version of a model and its share in percent, where it has one that is ready."""
@@ -220,14 +229,26 @@ class Registry:
         resolved.fallback_from = None if is_there else alias
         return resolved
 
-    def _address(self, model: ModelStatus, tag: str) -> Resolved:
-        """An alias or a version that the caller names always wins."""
-        assert model.release is not None
-        if tag in model.release.aliases:
-            return self._answering(model, tag)
-        if tag in model.release.versions:
-            return self._servable(model, tag, None)
-        served = ", ".join([*model.release.aliases, *model.release.versions])
+    def _find_model(self, name: str) -> tuple[ModelStatus, Release]:
+        self.withdraw_quarantined()
+        model = self._models.get(name)
+        if model is None:
+            if not self._is_loaded:
+                raise ModelNotReady("the models are still loading; try again in a second")
+            raise ModelNotFound(f"there is no model {name!r}; served are {', '.join(self._models) or 'none'}")
+        if model.release is None:
+            raise ModelFailed(f"model {name!r} cannot be served: {model.error}")
+        if model.is_unloaded:
+            raise ModelUnloaded(f"model {name!r} was unloaded by request; load it again to have it served")
+        return model, model.release
+
+    def _find_version(self, model: ModelStatus, release: Release, tag: str) -> tuple[str, str | None]:
+        """The version, and the alias where `tag` is one: what the caller names always wins."""
+        if tag in release.aliases:
+            return model.serving.get(tag, release.aliases[tag].version), tag
+        if tag in release.versions:
+            return tag, None
+        served = ", ".join([*release.aliases, *release.versions])
         if not is_version(tag):
             raise VersionNotFound(f"model {model.name!r} has no alias {tag!r}; it has {served}")
         if any(version.text == tag for version in self._store.version_names(model.name)):
@@ -279,7 +300,9 @@ class Registry:
 
     def _has_changed(self, desired: Desired) -> bool:
         before = self._models.get(desired.name)
-        return before is None or before.desired is not desired or any(map(self._is_due, before.versions.values()))
+        if before is None or before.desired is not desired or before.wish != self._wished.get(desired.name):
+            return True
+        return any(map(self._is_due, before.versions.values()))
 
     def _steps_first(self, names: Iterable[str], wanted: Mapping[str, Desired]) -> list[str]:
         """Models after those that their compositions name."""
@@ -339,31 +362,41 @@ class Registry:
         self, desired: Desired, before: ModelStatus | None, publish: Callable[[ModelStatus], None]
     ) -> ModelStatus:
         """Load what `desired` asks for and is not there; tells `publish` before a load that takes its time."""
-        release = desired.release
+        release, wish = desired.release, self._wished.get(desired.name)
         if release is None:
-            return ModelStatus(desired)
+            return ModelStatus(desired, wish=wish)
         known = dict(before.versions) if before is not None else {}
+        if wish is not None and not wish.is_load:
+            return ModelStatus(desired, {one: self._unloaded(desired.name, one) for one in release.versions}, wish=wish)
         serving = dict(before.serving) if before is not None else {}
+        loads_all = wish is not None and (before is None or before.wish != wish)
         versions = {
-            version: self._keep(release, desired.name, version, known.get(version)) for version in release.versions
+            version: self._keep(release, desired.name, version, known.get(version), loads_all=loads_all)
+            for version in release.versions
         }
         missing = [version for version, status in versions.items() if status.state is State.LOADING]
         if missing and before is not None and before.release is not None:
-            publish(replace(before, versions=known | {version: versions[version] for version in missing}))
+            publish(replace(before, versions=known | {one: versions[one] for one in missing}, wish=wish))
         for version in missing:
             versions[version] = self._load_version(versions[version])
         there = {version: status for version, status in known.items() if status.servable is not None}
         serving = choose_serving(release, there | versions, serving)
         kept = {version: there[version] for version in serving.values() if version not in versions}
-        return ModelStatus(desired, versions | kept, serving)
+        return ModelStatus(desired, versions | kept, serving, wish)
 
-    def _keep(self, release: Release, name: str, version: str, known: VersionStatus | None) -> VersionStatus:
-        """A version as it is, or as one that has to be loaded."""
-        if known is None and release.load == "lazy":
-            return VersionStatus(name, version, State.UNLOADED, kind=self._read_kind(name, version))
+    def _keep(
+        self, release: Release, name: str, version: str, known: VersionStatus | None, *, loads_all: bool
+    ) -> VersionStatus:
+        """A version as it is, or as one that has to be loaded; `loads_all`, also what is not due by itself."""
+        if known is None and release.load == "lazy" and not loads_all:
+            return self._unloaded(name, version)
         if known is None:
             return VersionStatus(name, version, State.LOADING)
-        return replace(known, state=State.LOADING) if self._is_due(known) else known
+        is_due = self._is_due(known) or (loads_all and known.state in (State.UNLOADED, State.FAILED))
+        return replace(known, state=State.LOADING) if is_due else known
+
+    def _unloaded(self, name: str, version: str) -> VersionStatus:
+        return VersionStatus(name, version, State.UNLOADED, kind=self._read_kind(name, version))
 
     def _load_version(self, before: VersionStatus) -> VersionStatus:
         if self._quarantine is None:

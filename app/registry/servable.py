@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from app.errors import InvalidContent, InvalidTensor, RegistryError
 from app.processing.classification import Classification, Prediction
 from app.processing.consistency import Consistency, Violation
@@ -19,7 +21,7 @@ from app.registry.manifest import ClassificationAnswer, Manifest, RegressionAnsw
 from app.registry.quarantine import Marker
 from app.registry.store import read_labels
 from app.runtimes.base import Cancellation, Runtime
-from app.tensors import Array, Tensors
+from app.tensors import NUMPY_DTYPES, Array, Tensors
 
 ContentKind = Literal["image", "tensor"]
 
@@ -166,12 +168,24 @@ class Servable:
 
     def _run(self, tensors: Tensors, outputs: Sequence[str] | None, cancellation: Cancellation | None) -> Tensors:
         axis = self.batch_axis
-        if axis is None or not axis.is_one or (count := axis.count(tensors)) == 1:
+        if axis is None:
+            return self.runtime.run(tensors, outputs, cancellation)
+        count = axis.count(tensors)
+        if not count and (nothing := self._no_rows(outputs)) is not None:
+            return nothing
+        if not axis.is_one or count == 1:
             return self.runtime.run(tensors, outputs, cancellation)
         if not count:
             raise InvalidTensor("the inputs have no rows; send at least one")
         rows = [axis.take(tensors, number, number + 1) for number in range(count)]
         return join([self.runtime.run(row, outputs, cancellation) for row in rows])
+
+    def _no_rows(self, outputs: Sequence[str] | None) -> Tensors | None:
+        """The answer to no rows, where the file says how long a row is: not every kernel takes nothing."""
+        specs = [spec for spec in self.manifest.output_specs if outputs is None or spec.name in outputs]
+        if any(-1 in spec.shape[1:] for spec in specs):
+            return None
+        return {spec.name: np.empty((0, *spec.shape[1:]), NUMPY_DTYPES[spec.datatype]) for spec in specs}
 
     def answer(self, tensors: Tensors, top_k: int) -> tuple[Item, ...] | None:
         """Outputs to one item a row; None for models whose answer is the tensors themselves."""

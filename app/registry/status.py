@@ -11,6 +11,7 @@ from app.registry.desired import Desired
 from app.registry.release import Release
 from app.registry.servable import ContentKind, Servable
 from app.registry.versions import ModelRef
+from app.registry.wishes import Wish
 
 
 class State(enum.StrEnum):
@@ -52,12 +53,18 @@ class ModelStatus:
     """One model in this process: what is asked (`desired`), what there is (`versions`), who answers (`serving`).
 
     `serving` maps each alias to the version that answers for it: the one asked for where that is ready, else the one
-    that did before. An alias that never had one is missing.
+    that did before. An alias that never had one is missing. `wish` is the last that this process has followed.
     """
 
     desired: Desired
     versions: Mapping[str, VersionStatus] = field(default_factory=dict)
     serving: Mapping[str, str] = field(default_factory=dict)
+    wish: Wish | None = None
+
+    @property
+    def is_unloaded(self) -> bool:
+        """Whether somebody wished it away."""
+        return self.wish is not None and not self.wish.is_load
 
     @property
     def name(self) -> str:
@@ -75,9 +82,13 @@ class ModelStatus:
     def has_converged(self) -> bool:
         """Whether every version asked for is ready, and answers for its aliases."""
         release = self.release
-        return release is not None and all(
-            version in self.versions and self.versions[version].state in (State.READY, State.UNLOADED)
-            for version in release.versions
+        return (
+            release is not None
+            and not self.is_unloaded
+            and all(
+                version in self.versions and self.versions[version].state in (State.READY, State.UNLOADED)
+                for version in release.versions
+            )
         )
 
 

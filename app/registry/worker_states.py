@@ -21,7 +21,7 @@ _DIRECTORY = "workers"
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """`models` maps a name to `digest`, `revision`, `has_converged`, `error`, `serving` and `versions`."""
+    """`models` maps a name to `digest`, `revision`, `has_converged`, `error`, `serving`, `wish` and `versions`."""
 
     slot: int
     pid: int
@@ -56,6 +56,7 @@ def describe_model(status: ModelStatus) -> dict[str, Any]:
         "has_converged": status.has_converged,
         "error": status.error,
         "serving": dict(status.serving),
+        "wish": status.wish.number if status.wish is not None else None,
         "versions": {
             version: {"state": str(entry.state), "error": entry.error} for version, entry in status.versions.items()
         },

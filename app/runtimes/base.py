@@ -47,8 +47,9 @@ class Runtime(Protocol):
     ) -> Tensors:
         """Run once. Keys of `tensors` are input names; arrays have the declared datatype (BYTES: objects of bytes).
 
-        Returns the named outputs, or all. Raises RunFailed, also for a run that `cancellation` has ended. A backend
-        that cannot end a run ignores it; a worker with a run that does not end is replaced.
+        Returns the named outputs, or all. Raises RunFailed, also for a run that `cancellation` has ended, and
+        InvalidTensor for a value that the backend has no form for. A backend that cannot end a run ignores it; a
+        worker with a run that does not end is replaced.
         """
         ...
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from app.errors import RunFailed, RuntimeLoadError
+from app.errors import InvalidTensor, RunFailed, RuntimeLoadError
 from app.runtimes.base import Cancellation
 from app.tensors import Array, Tensors, TensorSpec, object_array
 
@@ -69,7 +69,7 @@ class OnnxRuntime:
         feeds: Tensors = tensors
         if self._string_inputs:
             feeds = {
-                name: _decode_strings(array) if name in self._string_inputs else array
+                name: _decode_strings(name, array) if name in self._string_inputs else array
                 for name, array in tensors.items()
             }
         options = None
@@ -113,11 +113,13 @@ def _spec(arg: Any, path: Path) -> TensorSpec:
     return TensorSpec(arg.name, datatype, shape)
 
 
-def _decode_strings(array: Array) -> Array:
+def _decode_strings(name: str, array: Array) -> Array:
     try:
         texts = [value.decode() if isinstance(value, bytes) else value for value in array.flat]
     except UnicodeDecodeError as exc:
-        raise RunFailed(f"a string input is not UTF-8 ({exc.reason} at byte {exc.start})") from exc
+        raise InvalidTensor(
+            f"input {name!r} has a string that is not UTF-8 ({exc.reason} at byte {exc.start}); ONNX takes no others"
+        ) from exc
     return object_array(texts, array.shape)
 
 

@@ -19,14 +19,14 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from uvicorn.config import Config
 from uvicorn.server import Server
 
 from app.server.acceptor import Acceptor
 from app.server.connections import ConnectionState, ProtocolLimits
-from app.server.options import ServerOptions
+from app.server.options import Beside, ServerOptions
 from app.server.protocol import HeadwayProtocol
 from app.server.slots import Phase, Slots
 
@@ -49,7 +49,15 @@ class StartFailed(Exception):
 
 
 class HeadwayServer(Server):
-    def __init__(self, config: Config, options: ServerOptions, slots: Slots, slot: int, master: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        options: ServerOptions,
+        slots: Slots,
+        slot: int,
+        master: int,
+        beside: Sequence[Beside] = (),
+    ) -> None:
         super().__init__(config)
         limits = ProtocolLimits(options.max_header_bytes, options.header_timeout_seconds)
         self.shared = ConnectionState(limits)
@@ -59,6 +67,7 @@ class HeadwayServer(Server):
         self._slots = slots
         self._slot = slot
         self._master = master
+        self._beside = beside
         self._acceptor: Acceptor | None = None
         self._told_at: float | None = None
         self._is_quick = False
@@ -82,8 +91,16 @@ class HeadwayServer(Server):
             self._options.header_timeout_seconds,
         )
         self.shared.on_connection_lost = self._acceptor.forget_connection
+        await self._start_beside()
         self.started = True
         self._acceptor.start()
+
+    async def _start_beside(self) -> None:
+        try:
+            for each in self._beside:
+                await each.start()
+        except OSError as exc:
+            raise StartFailed(str(exc)) from exc
 
     def _create_protocol(self) -> HeadwayProtocol:
         return HeadwayProtocol(self.config, self.shared, self.lifespan.state)
@@ -136,13 +153,16 @@ class HeadwayServer(Server):
         assert self._acceptor is not None
         loop = asyncio.get_running_loop()
         began = self._told_at if self._told_at is not None else loop.time()
+        limit = began + self._options.graceful_timeout_seconds - SHUTDOWN_SECONDS
+        stopping = loop.create_task(self._stop_beside(limit - loop.time()))
         self._acceptor.close()
         self._announce_close()
         await asyncio.sleep(_POLL_SECONDS)  # what has already arrived is read, and is no longer idle
         for connection in self._list_connections():
             connection.leave()
-        await self._wait_for_answers(loop.time(), began)
+        await self._wait_for_answers(loop.time(), limit, stopping)
         await self._cancel_rest()
+        await self._stop_beside(0)  # what is left is out of time
         quick = QUICK_SHUTDOWN_SECONDS
         left = began + self._options.graceful_timeout_seconds - 0.5 - loop.time()
         try:
@@ -150,11 +170,13 @@ class HeadwayServer(Server):
         except TimeoutError:
             logger.error("worker %d: the application's shutdown did not end in time", self._slot)
 
-    async def _wait_for_answers(self, closed_at: float, began: float) -> None:
+    async def _stop_beside(self, seconds: float) -> None:
+        await asyncio.gather(*(each.stop(seconds) for each in self._beside))
+
+    async def _wait_for_answers(self, closed_at: float, limit: float, stopping: asyncio.Task[None]) -> None:
         assert self._acceptor is not None
         loop = asyncio.get_running_loop()
-        limit = began + self._options.graceful_timeout_seconds - SHUTDOWN_SECONDS
-        while self._acceptor.open_connections > 0 or self.shared.tasks:
+        while self._acceptor.open_connections > 0 or self.shared.tasks or not stopping.done():
             now = loop.time()
             self._is_quick = self._is_quick or self._slots.phase == Phase.STOPPING
             if now >= limit:

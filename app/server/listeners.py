@@ -22,6 +22,7 @@ class _Option(NamedTuple):
 
 _FIRST = _Option("--host", "--port")
 _ALSO = _Option("HEADWAY_MANAGEMENT_BIND", "HEADWAY_MANAGEMENT_BIND")
+_SHARED = _Option("--host", "--grpc-port")
 
 
 def bind_listeners(options: ServerOptions) -> list[socket.socket]:
@@ -40,6 +41,24 @@ def bind_listeners(options: ServerOptions) -> list[socket.socket]:
     return listeners
 
 
+def hold_shared(host: str, port: int) -> socket.socket:
+    """A socket that keeps the port for the workers, which bind it anew each; it never listens.
+
+    Raises ConfigurationError where somebody else has the port: two servers that both share it would not notice.
+    """
+    with _bind_port(host, port, _SHARED) as probe:
+        family, address = probe.family, probe.getsockname()
+    holder = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(address)
+    except OSError as exc:
+        holder.close()
+        raise _explain(exc, host, port, _SHARED) from exc
+    return holder
+
+
 def start_listening(listeners: list[socket.socket], backlog: int) -> None:
     for number, listener in enumerate(listeners):
         try:
@@ -52,6 +71,11 @@ def start_listening(listeners: list[socket.socket], backlog: int) -> None:
 def close_listeners(listeners: list[socket.socket]) -> None:
     for listener in listeners:
         listener.close()
+
+
+def describe_shared(holder: socket.socket, is_tls: bool) -> str:
+    """As `describe_address`, of what `hold_shared` gave: gRPC's."""
+    return describe_address(holder, is_tls).replace("http", "grpc", 1)
 
 
 def describe_address(listener: socket.socket, is_tls: bool) -> str:

@@ -26,6 +26,8 @@ from app.server.listeners import (
     bind_listeners,
     close_listeners,
     describe_address,
+    describe_shared,
+    hold_shared,
     remove_unix_socket,
     start_listening,
 )
@@ -54,14 +56,20 @@ class HeadwayApplication(BaseApplication):  # type: ignore[misc]
         slots: Slots,
         metrics_dir: MetricsDir | None,
         listeners: list[socket.socket],
+        holder: socket.socket | None = None,
     ) -> None:
+        """`holder` keeps the port of `shared_bind`."""
         self.options = options
         self.factory = factory
         self.slots = slots
         self.metrics_dir = metrics_dir
         self.crash_dumps = CrashDumps(slots.total)
-        self.addresses = tuple(describe_address(listener, bool(options.certfile)) for listener in listeners)
+        is_tls = bool(options.certfile)
+        self.addresses = tuple(describe_address(listener, is_tls) for listener in listeners)
         self.address = self.addresses[0]
+        self.shared_bound = holder.getsockname()[:2] if holder is not None else None
+        if holder is not None:
+            self.addresses += (describe_shared(holder, is_tls),)
         self.also_bound = tuple(listener.getsockname()[:2] for listener in listeners[1:])
         # gunicorn closes the descriptor that it is given, after having copied it.
         self._descriptors = [os.dup(listener.fileno()) for listener in listeners]
@@ -108,16 +116,19 @@ def serve(options: ServerOptions) -> int:
     try:
         _check_certificate(options)
         listeners = bind_listeners(options)
+        holder = _hold_shared(options, listeners)
     except ConfigurationError as exc:
         _report(options, str(exc))
         return 1
     with contextlib.ExitStack() as stack:
         master = os.getpid()
         stack.enter_context(_holding(listeners, options.uds))
+        if holder is not None:
+            stack.enter_context(holder)
         try:
             factory = import_factory(options.app)
             start_listening(listeners, options.backlog)
-            return _run(options, factory, listeners)
+            return _run(options, factory, listeners, holder)
         except ConfigurationError as exc:
             _report(options, str(exc))
             return 1
@@ -143,13 +154,23 @@ def import_factory(path: str) -> Factory:
     return found
 
 
-def _run(options: ServerOptions, factory: Factory, listeners: list[socket.socket]) -> int:
+def _hold_shared(options: ServerOptions, listeners: list[socket.socket]) -> socket.socket | None:
+    if options.shared_bind is None:
+        return None
+    try:
+        return hold_shared(*options.shared_bind)
+    except ConfigurationError:
+        close_listeners(listeners)
+        raise
+
+
+def _run(options: ServerOptions, factory: Factory, listeners: list[socket.socket], holder: socket.socket | None) -> int:
     master = os.getpid()
     _raise_open_files()
     slots = Slots(options.workers)
     metrics_dir = create_metrics_dir(options.metric_files, slots.total)
     try:
-        application = HeadwayApplication(options, factory, slots, metrics_dir, listeners)
+        application = HeadwayApplication(options, factory, slots, metrics_dir, listeners, holder)
         close_listeners(listeners)  # the arbiter has its own copies, and closes them when it is told to end
         options.on_bound(application.addresses)
         gc.collect()

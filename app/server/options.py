@@ -20,6 +20,16 @@ def count_slots(workers: int) -> int:
     return 2 * workers + 2
 
 
+class Beside(Protocol):
+    """A server of another protocol, which a worker runs in its event loop beside HTTP."""
+
+    async def start(self) -> None:
+        """Once the application's lifespan has started. Raises OSError, with what to do, where it cannot be."""
+
+    async def stop(self, seconds: float) -> None:
+        """Take no more calls at once; those that run have so long. May be called again with less. Must not raise."""
+
+
 class Flag(Protocol):
     """Something that can be asked whether it holds, at no cost."""
 
@@ -34,7 +44,7 @@ class WorkerContext:
     `workers` except during a reload. `draining` is set in all workers at once when the server was told to
     end: readiness should then answer 503. `metrics_dir` holds prometheus_client's multiprocess files of
     this start. `shared` is that of the ServerOptions, as the fork left it. `also_bound` are the addresses of
-    `also_bind`, with the ports that were found.
+    `also_bind`, with the ports that were found, `shared_bound` that of `shared_bind`.
     """
 
     slot: int
@@ -43,6 +53,7 @@ class WorkerContext:
     metrics_dir: Path | None
     shared: Any = None
     also_bound: tuple[tuple[str, int], ...] = ()
+    shared_bound: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,10 @@ class ServerOptions:
 
     `app` is "module:function"; the module is imported in the master, the function is called in each worker
     with a WorkerContext and returns the ASGI application, whose lifespan must be done before requests are
-    accepted. `uds` (a path) replaces host and port; `also_bind` adds listeners, told apart by the scope's
-    `server`. `on_bound(addresses)` runs in the master once all listeners are bound, in their order;
+    accepted. Its attribute `beside`, if it has one, holds servers of other protocols (`Beside`). `uds` (a path)
+    replaces host and port; `also_bind` adds listeners, told apart by the scope's `server`. `shared_bind` is held for a
+    server of `beside`: each worker binds it anew (SO_REUSEPORT). `on_bound(addresses)` runs in the master once all
+    listeners are bound, in their order, and then that of `shared_bind`;
     `on_ready(address)` once, when the first worker accepts;
     `on_failed(reason)` once, when the server ends because it could not be started (without it the reason is
     printed on stderr); `on_worker_exit` after each worker's end, before its slot is taken again. They must be
@@ -86,6 +99,7 @@ class ServerOptions:
     port: int = 8000
     uds: str | None = None
     also_bind: tuple[tuple[str, int], ...] = ()
+    shared_bind: tuple[str, int] | None = None
     workers: int = 1
     drain_seconds: float = 5.0
     longest_deadline_seconds: float = 60.0

@@ -71,6 +71,7 @@ class HeadwayWorker(UvicornWorker):  # type: ignore[misc]
             metrics_dir=state.metrics_dir.path if state.metrics_dir else None,
             shared=state.options.shared,
             also_bound=state.also_bound,
+            shared_bound=state.shared_bound,
         )
         self.wsgi = state.factory(context)
 
@@ -88,7 +89,14 @@ class HeadwayWorker(UvicornWorker):  # type: ignore[misc]
     async def _serve(self) -> None:
         """Never returns: the runner would wait for the threads of its executor, however long they hang."""
         self.config.app = self.wsgi
-        server = HeadwayServer(self.config, self.app.options, self.app.slots, self.slot, self.ppid)
+        server = HeadwayServer(
+            self.config,
+            self.app.options,
+            self.app.slots,
+            self.slot,
+            self.ppid,
+            getattr(self.wsgi, "beside", ()),
+        )
         try:
             await server.serve(sockets=[listener.sock for listener in self.sockets])
         except BaseException as exc:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from app.errors import RouteNotFound
 
@@ -30,8 +31,11 @@ class UiApi:
         router.add_api_route("/", self.page, include_in_schema=False)
         router.add_api_route("/ui/{name}", self.asset, include_in_schema=False)
 
-    async def page(self) -> Response:
-        return self._respond("index.html")
+    async def page(self, request: Request) -> Response:
+        """The page for browsers; others learn that the server lives, which clients of KServe's version 1 ask here."""
+        if "text/html" in request.headers.get("accept", ""):
+            return self._respond("index.html")
+        return JSONResponse({"status": "alive"}, headers={"vary": "accept"})
 
     async def asset(self, name: str) -> Response:
         if name not in self._files:
@@ -45,5 +49,6 @@ class UiApi:
             "cache-control": "no-cache",
             "x-content-type-options": "nosniff",
             "referrer-policy": "no-referrer",
+            "vary": "accept",
         }
         return Response(self._files[name], headers=headers)

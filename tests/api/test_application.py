@@ -19,6 +19,7 @@ from tests.fixtures_models import write_model, write_yaml
 pytestmark = pytest.mark.anyio
 
 GOOD = b'{"inputs": [[1, 2, 3]]}'
+TENSORS = b'{"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}'
 REQUESTS: tuple[tuple[str, str, bytes, dict[str, str]], ...] = (
     ("POST", "/predict", GOOD, {}),
     ("POST", "/predict", GOOD, {"headway-timeout-ms": "x"}),
@@ -30,6 +31,16 @@ REQUESTS: tuple[tuple[str, str, bytes, dict[str, str]], ...] = (
     ("OPTIONS", "/predict", b"", {}),
     ("DELETE", "/predict", b"", {}),
     ("POST", "/predict/", GOOD, {}),
+    ("POST", "/v2/models/scores/infer", TENSORS, {}),
+    ("POST", "/v2/models/scores/versions/1.0.0/infer", TENSORS, {}),
+    ("POST", "/v2/models/none/infer", TENSORS, {}),
+    ("POST", "/v2/models/a b@c/infer", TENSORS, {}),
+    ("POST", "/v2/models//infer", TENSORS, {}),
+    ("POST", "/v2/models/scores/infer/", TENSORS, {}),
+    ("POST", "/v2/models/scores/infer\n", TENSORS, {}),
+    ("GET", "/v2/models/scores/infer", b"", {}),
+    ("POST", "/v1/models/scores:predict", b'{"instances": [[1, 2, 3]]}', {}),
+    ("GET", "/v1/models/scores:predict", b"", {}),
     ("GET", "/models", b"", {}),
     ("GET", "/nowhere", b"", {}),
 )
@@ -60,7 +71,9 @@ async def _ask(
 
     await app(scope, receive, send)
     for message in sent:  # what differs from one run to the next
-        message["headers"] = [pair for pair in message.get("headers", ()) if pair[0] != b"server-timing"]
+        message["headers"] = [
+            pair for pair in message.get("headers", ()) if pair[0] not in (b"server-timing", b"headway-prediction-id")
+        ]
         if "body" in message:
             message["body"] = re.sub(rb'"prediction_id":"[\w-]+"', b'"prediction_id":"one"', message["body"])
     return sent

@@ -224,6 +224,8 @@ def test_openapi_shows_management_apart(managed: RunningServer) -> None:
     }
     assert tagged == {
         "/models/{name}/release",
+        "/v2/repository/models/{name}/load",
+        "/v2/repository/models/{name}/unload",
         "/models/{name}/versions/{version}",
         "/models/{name}/versions/{version}/undelete",
         "/update",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from app.errors import RunFailed, RuntimeLoadError
+from app.errors import InvalidTensor, RunFailed, RuntimeLoadError
 from app.runtimes.onnx import OnnxRuntime
 from app.tensors import Array, TensorSpec, object_array
 from tests.fixtures_models import onnx_bytes
@@ -49,7 +49,7 @@ def test_run_strings_in_and_out_as_bytes(tmp_path: Path) -> None:
 
 
 def test_run_string_that_is_not_utf8(tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="not UTF-8"):
+    with pytest.raises(InvalidTensor, match="'text' has a string that is not UTF-8"):
         _load(tmp_path, "echo").run({"text": object_array([b"\xff"], (1,))})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ def rank_classes(array: Array, wanted: Wanted, servable: Servable) -> Array:
         raise InvalidContent(f"output {wanted.name!r} has no classes to choose from; leave classification out")
     answer, known = servable.manifest.answer, servable.classification
     is_labelled = isinstance(answer, ClassificationAnswer) and known is not None and answer.output == wanted.name
-    rows = array.reshape(-1, array.shape[-1])
+    rows = array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
     count = min(wanted.classes, array.shape[-1])
     best = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
     found = [

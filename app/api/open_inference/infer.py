@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.application import RawRoute
-from app.api.compression import choose_encoding, compress
+from app.api.compression import pack_answer
 from app.api.open_inference.answer import InferAnswer, render_infer
 from app.api.open_inference.request import LENGTH_HEADER, InferRequest, read_request
 from app.api.openapi import schema_of
@@ -24,9 +23,6 @@ from app.registry.versions import ModelRef
 
 PROTOCOL = "v2"
 PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
-# Less is not worth the time.
-_LEAST_COMPRESSED_BYTES = 1024
-_COMPRESSED_HERE_BYTES = 50_000
 
 
 class InferApi:
@@ -88,19 +84,10 @@ async def _respond(answer: InferAnswer, accepted: bytes, timing: bytes) -> Respo
     headers.append((b"content-type", b"application/octet-stream" if is_binary else b"application/json"))
     if is_binary:
         headers.append((LENGTH_HEADER, str(answer.json_bytes).encode()))
-    body = answer.body
-    if accepted and len(body) >= _LEAST_COMPRESSED_BYTES:
-        headers.append((b"vary", b"accept-encoding"))
-        encoding = choose_encoding(accepted.decode("latin-1"))
-        if encoding is not None:
-            headers.append((b"content-encoding", encoding.encode()))
-            if len(body) < _COMPRESSED_HERE_BYTES:
-                body = compress(body, encoding)
-            else:
-                body = await asyncio.to_thread(compress, body, encoding)
+    body, more = await pack_answer(answer.body, accepted)
     response = Response()
     response.body = body
-    response.raw_headers = [(b"content-length", str(len(body)).encode()), *headers]
+    response.raw_headers = [(b"content-length", str(len(body)).encode()), *headers, *more]
     return response
 
 

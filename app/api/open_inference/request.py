@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from app.api.content import decode_base64
 from app.api.problems import explain_invalid
-from app.errors import BodyTooLarge, InvalidContent, InvalidTensor
+from app.errors import BodyTooLarge, InvalidContent, InvalidImage, InvalidTensor
 from app.processing.tensor import array_from_json, tensors_from_bytes
 from app.processing.tensor_bytes import array_from_bytes
 from app.registry.servable import Content, Servable
@@ -19,7 +19,11 @@ from app.tensors import DATATYPES, Array, Tensors, TensorSpec
 LENGTH_HEADER = b"inference-header-content-length"
 _EXAMPLE = '{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}'
 Parameter = bool | int | float | str
-_Size = Annotated[int, Field(ge=0)]
+# Whole numbers as JSON has them: no bool, no text, no 1.0.
+_Size = Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
+# Some clients send null for what they leave out.
+_Parameters = Annotated[dict[str, Any], BeforeValidator(lambda given: {} if given is None else given)]
+_LONGEST_MS = 1e12
 
 
 class _Part(BaseModel):
@@ -33,7 +37,7 @@ class InputTensor(_Part):
     name: str = Field(max_length=256)
     shape: Annotated[list[_Size], Field(max_length=32)]
     datatype: str = Field(examples=["FP32"], max_length=16)
-    parameters: dict[str, Any] = {}
+    parameters: _Parameters = {}
     data: Any = None
 
 
@@ -41,14 +45,14 @@ class RequestedOutput(_Part):
     """Parameters `binary_data` (a bool) and `classification` (a number of classes)."""
 
     name: str = Field(max_length=256)
-    parameters: dict[str, Any] = {}
+    parameters: _Parameters = {}
 
 
 class InferRequest(_Part):
     """Parameters `binary_data_output`, `timeout` (in microseconds) and `routing_key`."""
 
     id: str | None = Field(None, max_length=256)
-    parameters: dict[str, Any] = {}
+    parameters: _Parameters = {}
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=256)]
     outputs: list[RequestedOutput] | None = Field(None, max_length=256)
 
@@ -122,7 +126,10 @@ class InferContent:
         found = array.reshape(-1).tolist()
         if name not in self.texts:
             return tuple(found)
-        return tuple(decode_base64(text.decode()) for text in found)
+        try:
+            return tuple(decode_base64(text.decode()) for text in found)
+        except InvalidImage as exc:
+            raise InvalidImage(f"input {name!r}: {exc}") from exc
 
 
 def read_request(body: bytes, header_length: bytes | None) -> InferContent:
@@ -137,8 +144,8 @@ def read_request(body: bytes, header_length: bytes | None) -> InferContent:
     content = InferContent(id=wire.id)
     content.tensors, content.texts = _read_inputs(wire.inputs, memoryview(body)[length:])
     content.is_binary = _read_flag(wire.parameters, "binary_data_output", "parameters", default=False)
-    content.outputs = _read_outputs(wire.outputs, content.is_binary)
-    _read_parameters(content, wire.parameters)
+    content.outputs = read_outputs(wire.outputs, content.is_binary)
+    read_parameters(content, wire.parameters)
     return content
 
 
@@ -190,7 +197,8 @@ def _read_inputs(
     return found, frozenset(texts)
 
 
-def _read_outputs(outputs: Sequence[RequestedOutput] | None, is_binary: bool) -> tuple[Wanted, ...] | None:
+def read_outputs(outputs: Sequence[RequestedOutput] | None, is_binary: bool) -> tuple[Wanted, ...] | None:
+    """None where none is asked for. Raises InvalidContent with the name."""
     if not outputs:
         return None
     found: dict[str, Wanted] = {}
@@ -213,7 +221,8 @@ def _read_flag(parameters: dict[str, Any], name: str, where: str, *, default: bo
     return value
 
 
-def _read_parameters(content: InferContent, parameters: dict[str, Any]) -> None:
+def read_parameters(content: InferContent, parameters: dict[str, Any]) -> None:
+    """What a request's parameters ask for, into `content`."""
     if parameters.get("sequence_id") not in (None, 0, ""):
         raise InvalidContent(
             "parameters: sequence_id is for models that keep a state between requests; there are none here"
@@ -222,6 +231,8 @@ def _read_parameters(content: InferContent, parameters: dict[str, Any]) -> None:
     if timeout is not None:
         if type(timeout) is not int or timeout < 0:
             raise InvalidContent(f"parameters: timeout is a number of microseconds, not {str(timeout)[:40]}")
-        content.timeout_ms = timeout / 1e3 or None
+        content.timeout_ms = min(timeout, _LONGEST_MS) / 1e3 or None
     key = parameters.get("routing_key")
+    if type(key) not in (str, int, type(None)):
+        raise InvalidContent(f"parameters: routing_key is text, not {str(key)[:40]}")
     content.routing_key = str(key).encode() if key is not None else None
