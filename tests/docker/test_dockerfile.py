@@ -33,7 +33,7 @@ def test_variables_are_settings() -> None:
 
 
 def test_port_and_user() -> None:
-    assert re.findall(r"^EXPOSE (\d+)$", TEXT, re.MULTILINE) == [str(Settings.model_fields["port"].default)]
+    assert re.findall(r"^EXPOSE (.+)$", TEXT, re.MULTILINE) == [f"{Settings.model_fields['port'].default} 9000"]
     assert re.findall(r"^USER (\S+)$", TEXT, re.MULTILINE) == ["10001:10001"]
     assert TEXT.count("headway:x:10001:") == 2  # passwd and group
 

@@ -97,17 +97,22 @@ def test_ports(base: list[dict[str, Any]]) -> None:
     port = Settings.model_fields["port"].default
     files = _nginx(base)
     pods, front = get_object(base, "Service", "headway-pods"), get_object(base, "Service")
-    assert _container(base)["ports"] == [{"name": "http", "containerPort": port}]
+    grpc = int(_settings(base)["HEADWAY_GRPC_PORT"])
+    assert _container(base)["ports"] == [
+        {"name": "http", "containerPort": port},
+        {"name": "grpc", "containerPort": grpc},
+    ]
     assert int(_settings(base)["HEADWAY_PORT"]) == port
-    assert [it["port"] for it in pods["spec"]["ports"]] == [port]
+    assert [it["port"] for it in pods["spec"]["ports"]] == [port, grpc]
     assert f"server headway-pods.headway.svc.cluster.local:{port} resolve" in files["site/replicas.conf"]
+    assert f"server headway-pods.headway.svc.cluster.local:{grpc} resolve" in files["site/replicas.conf"]
     annotations = get_object(base, "Deployment")["spec"]["template"]["metadata"]["annotations"]
     assert annotations["prometheus.io/port"] == str(port)
     (listening,) = re.findall(r"^listen (\d+);", files["site/listen.conf"], re.MULTILINE)
     assert _container(base, "headway-nginx")["ports"] == [{"name": "http", "containerPort": int(listening)}]
     assert [(it["port"], it["targetPort"]) for it in front["spec"]["ports"]] == [(80, "http")]
     policies = {it["metadata"]["name"]: it["spec"]["ingress"] for it in find_objects(base, "NetworkPolicy")}
-    assert [it["port"] for rule in policies["headway"] for it in rule["ports"]] == [port]
+    assert [it["port"] for rule in policies["headway"] for it in rule["ports"]] == [port, grpc, port]
     assert [it["port"] for rule in policies["headway-nginx"] for it in rule["ports"]] == [int(listening)]
     # The management API stays inside the pod.
     assert "HEADWAY_MANAGEMENT_BIND" not in _settings(base)
@@ -146,7 +151,7 @@ def test_image(base: list[dict[str, Any]]) -> None:
     ((uid, gid),) = re.findall(r"^USER (\d+):(\d+)$", dockerfile, re.MULTILINE)
     security = pod["securityContext"]
     assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (int(uid), int(gid), int(gid))
-    assert f"EXPOSE {container['ports'][0]['containerPort']}\n" in dockerfile
+    assert f"EXPOSE {' '.join(str(it['containerPort']) for it in container['ports'])}\n" in dockerfile
     assert f"CMD {json.dumps(container['args'])}\n" in dockerfile
     assert "ENTRYPOINT" not in dockerfile
     assert f"HEADWAY_DATA_DIR={_settings(base)['HEADWAY_DATA_DIR']}" in dockerfile
