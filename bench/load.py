@@ -16,7 +16,7 @@ from bench.workloads import Workload
 
 _SCRIPT = """
 wrk.method = "POST"
-wrk.headers["Content-Type"] = "{content_type}"
+{headers}
 local file = io.open("{body}", "rb")
 wrk.body = file:read("*a")
 function done(summary, latency, requests)
@@ -56,13 +56,15 @@ def closed_loop(url: str, path: str, workload: Workload, connections: int, secon
 
     One answer is looked at before: a server that answers wrongly has no row.
     """
-    answer = httpx.post(url + path, content=workload.body, headers={"content-type": workload.content_type}, timeout=30)
+    headers = {"content-type": workload.content_type, **workload.headers}
+    answer = httpx.post(url + path, content=workload.body, headers=headers | {"accept-encoding": ""}, timeout=30)
     if answer.status_code != 200 or workload.expects not in answer.text:
         raise RuntimeError(f"{url}{path} answers {answer.status_code} {answer.text[:200]}")
     with tempfile.TemporaryDirectory() as folder:
         body, script = Path(folder, "body"), Path(folder, "script.lua")
         body.write_bytes(workload.body)
-        script.write_text(_SCRIPT.format(content_type=workload.content_type, body=body), encoding="utf-8")
+        lines = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in headers.items())
+        script.write_text(_SCRIPT.replace("{headers}", lines).format(body=body), encoding="utf-8")
         command = [
             require("wrk"),
             "-t1",

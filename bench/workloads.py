@@ -7,7 +7,8 @@ import functools
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,10 @@ ROW = [5.1, 3.5, 1.4, 0.2]
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`key` is its letter in the reports; `body` goes to `path` with `content_type`; `expects` is in every answer."""
+    """`key` is its letter in the reports; `body` goes to `path` with `content_type` and `headers`.
+
+    `expects` is in every answer.
+    """
 
     key: str
     title: str
@@ -32,6 +36,7 @@ class Workload:
     content_type: str
     body: bytes
     expects: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @functools.cache
