@@ -222,8 +222,8 @@ def _page(tables: dict[str, Figures], limit: float, options: argparse.Namespace)
         "# Protocols",
         "",
         f"{datetime.datetime.now(datetime.UTC).date()}, {len(os.sched_getaffinity(0))} cores. Medians of "
-        f"{options.rounds} interleaved rounds of {options.seconds:g} s, {CONNECTIONS} connections, wrk (HTTP) and h2load "
-        "(gRPC) on the same cores, all through one server. Anew: `python -m bench.protocols`.",
+        f"{options.rounds} interleaved rounds of {options.seconds:g} s, {CONNECTIONS} connections, wrk (HTTP) and "
+        "h2load (gRPC) on the same cores, all through one server. Anew: `python -m bench.protocols`.",
         "",
         f"## {_LARGE}",
         "",
