@@ -18,6 +18,7 @@ for source in protocol/*.proto; do
     for kind in py pyi; do
         name=$(basename "$source" .proto)_pb2.$kind
         {
+            # shellcheck disable=SC2016  # the name is meant
             printf '# Made by `make stubs` from %s, SHA-256 %s.\n' "$source" "${digest%% *}"
             printf '# ruff: noqa\n# fmt: off\n# mypy: ignore-errors\n'
             sed -e '/^# -\*- coding/d' \

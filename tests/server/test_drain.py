@@ -46,10 +46,13 @@ def test_drain_still_accepts_but_is_not_ready(start: Any) -> None:
     assert "connection" not in used.get("/ready").headers
     server.tell(signal.SIGTERM)
     server.wait_for(lambda: server.get("/ready").status == 503, "not ready")
-    for _ in range(10):
-        answer = server.get("/other")
-        assert answer.status == 200
-        assert answer.headers["connection"] == "close"
+
+    def all_close() -> bool:
+        answers = [server.get("/other") for _ in range(10)]
+        assert {answer.status for answer in answers} == {200}
+        return all(answer.headers.get("connection") == "close" for answer in answers)
+
+    server.wait_for(all_close, "each worker has heard of it, and closes")
     answer = used.get("/")
     assert answer.headers["connection"] == "close"
     assert used.is_closed_by_server()
