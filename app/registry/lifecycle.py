@@ -7,9 +7,7 @@ served before goes on.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +16,6 @@ from dataclasses import replace
 
 from app.errors import (
     HeadwayError,
-    InsufficientMemory,
     ModelFailed,
     ModelNotFound,
     ModelNotReady,
@@ -30,22 +27,18 @@ from app.errors import (
     VersionNotReleased,
 )
 from app.registry.desired import GONE_SECONDS, Desired, Watch
-from app.registry.loading import load_servable
-from app.registry.manifest import Manifest
 from app.registry.opening import Opener
-from app.registry.quarantine import WorkerQuarantine, describe_quarantine
+from app.registry.quarantine import WorkerQuarantine
 from app.registry.release import STABLE, Release
 from app.registry.servable import ContentKind, Servable
 from app.registry.servable import Resolved as Resolved  # what `resolve` gives
 from app.registry.status import ModelStatus, State, VersionStatus, choose_serving
 from app.registry.store import Defaults, Store
+from app.registry.version_loader import VersionLoader, quarantined_status
 from app.registry.versions import ModelRef, Version, is_version
 from app.registry.wishes import Wish, Wishes
 
 logger = logging.getLogger(__name__)
-
-# Between two tries of what can heal by itself; doubled each time up to this.
-_LONGEST_PAUSE_SECONDS = 60.0
 
 
 class Registry:
@@ -66,9 +59,10 @@ class Registry:
         self._wished: Mapping[str, Wish] = {}
         self._store = store
         self._threads = threads
-        self._cpu_features = cpu_features
         self._quarantine = quarantine
-        self._available_bytes = available_bytes
+        self._loader = VersionLoader(
+            store, threads, cpu_features, quarantine, available_bytes, resolve_step=self._resolve_step
+        )
         self._withdrawn = 0  # of the quarantined versions
         self._change = threading.Lock()
         self._gone_seconds = gone_seconds
@@ -287,11 +281,6 @@ class Registry:
         except (RegistryError, OSError) as exc:
             logger.error("%s", exc)
 
-    def _read_kind(self, name: str, version: str) -> ContentKind | None:
-        """Which content a version takes; None where its manifest cannot be read."""
-        manifest = self._store.version(name, Version.parse(version)).manifest
-        return manifest.content_kind if manifest is not None else None
-
     def _resolve_step(self, ref: ModelRef, routing_key: bytes | None) -> Resolved:
         """As `resolve`; also while the first load goes on."""
         if ref.name not in self._models:
@@ -353,7 +342,7 @@ class Registry:
         if status.state is State.FAILED:
             return (
                 time.monotonic() >= status.retry_at
-                or status.fingerprint != self._fingerprint(status)
+                or status.fingerprint != self._loader.fingerprint(status)
                 or (bool(status.steps) and status.steps != self._answering_for(status.steps))
             )
         return status.state is State.LOADING
@@ -378,7 +367,8 @@ class Registry:
         if missing and before is not None and before.release is not None:
             publish(replace(before, versions=known | {one: versions[one] for one in missing}, wish=wish))
         for version in missing:
-            versions[version] = self._load_version(versions[version])
+            steps = self._answering_for(self._step_refs(desired.name, version))
+            versions[version] = self._loader.load(versions[version], steps)
         there = {version: status for version, status in known.items() if status.servable is not None}
         serving = choose_serving(release, there | versions, serving)
         kept = {version: there[version] for version in serving.values() if version not in versions}
@@ -396,76 +386,7 @@ class Registry:
         return replace(known, state=State.LOADING) if is_due else known
 
     def _unloaded(self, name: str, version: str) -> VersionStatus:
-        return VersionStatus(name, version, State.UNLOADED, kind=self._read_kind(name, version))
-
-    def _load_version(self, before: VersionStatus) -> VersionStatus:
-        if self._quarantine is None:
-            return self._try_version(before)
-        if before.label in self._quarantine.list_labels():
-            logger.warning("%s is not loaded: it is quarantined", before.label)
-            return _quarantined(before, self._read_kind(before.name, before.version))
-        with self._quarantine.loading(before.name, before.version):
-            status = self._try_version(before)
-        if status.servable is not None:
-            status.servable.marker = self._quarantine.marker(before.name, before.version)
-        return status
-
-    def _try_version(self, before: VersionStatus) -> VersionStatus:
-        started = time.monotonic()
-        # Taken first: what changes while it is read is tried again.
-        failed = replace(
-            before,
-            state=State.FAILED,
-            fingerprint=self._fingerprint(before),
-            steps=self._answering_for(self._step_refs(before.name, before.version)),
-            retry_at=math.inf,
-        )
-        try:
-            directory = self._store.root / before.name / before.version
-            steps = (self._store, self._resolve_step)
-            servable = load_servable(directory, self._threads, self._available_bytes(), steps)
-        except (InsufficientMemory, OSError) as exc:
-            pause = min(max(1.0, 2 * before.pause_seconds), _LONGEST_PAUSE_SECONDS)
-            logger.error("%s cannot be served, tried again in %.0f s: %s", before.label, pause, exc)
-            return replace(failed, error=str(exc), retry_at=time.monotonic() + pause, pause_seconds=pause)
-        except HeadwayError as exc:
-            logger.error("%s cannot be served: %s", before.label, exc)
-            return replace(failed, error=str(exc))
-        except Exception as exc:
-            # A backend may raise anything on a damaged file; that must not take its neighbours with it.
-            logger.exception("%s cannot be served", before.label)
-            return replace(failed, error=f"{type(exc).__name__}: {exc}")
-        self._tell_missing_features(servable.manifest)
-        return VersionStatus(
-            before.name,
-            before.version,
-            State.READY,
-            servable=servable,
-            load_seconds=time.monotonic() - started,
-            kind=servable.kind,
-        )
-
-    def _fingerprint(self, status: VersionStatus) -> str:
-        """Of the names, sizes and times of the version's files."""
-        lines = []
-        for path in sorted((self._store.root / status.name / status.version).rglob("*")):
-            with contextlib.suppress(OSError):
-                entry = path.stat()
-                lines.append(f"{path} {entry.st_size} {entry.st_mtime_ns}")
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-    def _tell_missing_features(self, manifest: Manifest) -> None:
-        for evaluation in manifest.evaluation:
-            missing = sorted(set(evaluation.cpu_features) - self._cpu_features)
-            if missing and self._cpu_features:
-                logger.warning(
-                    "%s@%s was measured on a CPU with %s, which this one lacks: expect other latencies than on "
-                    "record; its golden requests gave their answers, `headway evaluate` tells the rest",
-                    manifest.name,
-                    manifest.version,
-                    ", ".join(missing),
-                )
-                return
+        return VersionStatus(name, version, State.UNLOADED, kind=self._loader.read_kind(name, version))
 
 
 def _takes(model: ModelStatus, kind: ContentKind) -> bool:
@@ -477,15 +398,10 @@ def _takes(model: ModelStatus, kind: ContentKind) -> bool:
 def _withdraw(model: ModelStatus, labels: frozenset[str]) -> ModelStatus:
     """The model without these versions. What still runs one goes on with it; its memory is given back after that."""
     versions = {
-        version: _quarantined(status, status.kind) if status.label in labels else status
+        version: quarantined_status(status, status.kind) if status.label in labels else status
         for version, status in model.versions.items()
     }
     return replace(model, versions=versions)
-
-
-def _quarantined(status: VersionStatus, kind: ContentKind | None) -> VersionStatus:
-    error = describe_quarantine(status.label)
-    return VersionStatus(status.name, status.version, State.QUARANTINED, error=error, kind=kind)
 
 
 def _lost(before: ModelStatus | None, after: ModelStatus | None) -> list[Servable]:
