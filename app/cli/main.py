@@ -19,6 +19,7 @@ from app.cli import (
     plan,
     predict,
     quality,
+    quantize,
     release,
     release_compare,
     serve,
@@ -36,6 +37,7 @@ cli.command("predict")(predict.predict)
 cli.command("evaluate")(evaluate.evaluate)
 cli.command("compare")(compare.compare)
 cli.command("baseline")(baseline.baseline)
+cli.command("quantize")(quantize.quantize)
 cli.command("drift")(drift.drift)
 cli.command("quality")(quality.quality)
 models.cli.command("add")(models_add.add)

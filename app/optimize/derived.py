@@ -1,0 +1,206 @@
+"""A new version made from another by some method: its files, its own golden answers, model.yaml and its card.
+
+What stays is copied; what depends on the answers (golden requests) is taken anew. A baseline is left out: it counts the
+answers of the parent.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import InvalidContent
+from app.optimize.before_after import BeforeAfter, Figures
+from app.optimize.machine import describe_machine
+from app.registry.difference import Bump, bumped
+from app.registry.draft import write_manifest
+from app.registry.loading import load_servable
+from app.registry.manifest import ClassificationAnswer, Manifest
+from app.registry.recycle_bin import RecycleBin
+from app.registry.servable import Servable
+from app.registry.store import Store, verify_files
+from app.registry.versions import Version
+from app.runtimes.onnx_file import external_locations
+
+CARD = "README.md"
+_LIBRARIES = ("numpy", "onnxruntime")
+_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """How a version came to be. `how` is one line, `summary` opens the card, `sections` are headings with text.
+
+    `least_tolerance` is of a confidence in golden requests; that of a value, whose unit we do not know, stays.
+    `mixes_rows`: rows of one run do not get the answers that they get alone, so calls do not share runs."""
+
+    how: str
+    summary: str
+    command: str
+    least_tolerance: float
+    sections: Sequence[tuple[str, str]] = ()
+    mixes_rows: bool = False
+
+
+def next_minor(store: Store, name: str, version: str) -> str:
+    """The first free number with other weights: a minor step after all of the same MAJOR, those in the bin too."""
+    of = Version.parse(version)
+    removed = [Version.parse(entry.version) for entry in RecycleBin(store).entries() if entry.name == name]
+    taken = [other for other in (of, *store.version_names(name), *removed) if other.release[0] == of.release[0]]
+    return bumped(max(taken), Bump.MINOR).text
+
+
+def find_same(store: Store, name: str, sha256: str) -> str | None:
+    """The version of `name` whose model file has this digest, where there is one."""
+    for version in store.version_names(name):
+        manifest = store.version(name, version).manifest
+        if manifest is not None and sha256 in {entry.sha256 for entry in manifest.files.values()}:
+            return version.text
+    return None
+
+
+def write_files(directory: Path, parent: Servable, model: bytes, derivation: Derivation) -> Servable:
+    """Fill the empty `directory` (`…/<name>/<version>`) with all but evaluation and card, and load it.
+
+    Raises RegistryError where a file of the parent is no longer what its model.yaml says, or the new one cannot serve.
+    """
+    manifest = parent.manifest
+    left_out = {manifest.model_file, manifest.baseline, *external_locations(parent.directory / manifest.model_file)}
+    kept = {name: entry for name, entry in manifest.files.items() if name not in left_out}
+    verify_files(parent.directory, kept)
+    for name in kept:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(parent.directory / name, directory / name)
+    (directory / manifest.model_file).write_bytes(model)
+    content = _content(manifest, directory.name, derivation)
+    golden = content.pop("golden", None)
+    write_manifest(directory, content)
+    if golden is None:
+        return load_servable(directory, 1)
+    unchecked = load_servable(directory, 1)
+    try:
+        _record_answers(directory / golden["file"], unchecked)
+    finally:
+        unchecked.close()
+    write_manifest(directory, content | {"golden": golden})
+    return load_servable(directory, 1)
+
+
+def write_description(directory: Path, parent: Servable, derivation: Derivation, measured: BeforeAfter) -> None:
+    """Put the evaluation into model.yaml of what `write_files` has made, and write the card.
+
+    The parent's figures of the same run come first, so that the last evaluation is the version's own.
+    """
+    content = _content(parent.manifest, directory.name, derivation)
+    notes = (f"the parent, {parent.version}, in the same run", _note(measured))
+    content["evaluation"] = [
+        _evaluation(measured, figures, note)
+        for figures, note in zip((measured.before, measured.after), notes, strict=True)
+    ]
+    memory = measured.after.memory_bytes
+    if memory is not None:
+        # Only of the version itself: what loading takes is held against the memory that is free.
+        content["evaluation"][1]["rss_mb"] = round(max(memory, 0) / 1e6, 1)
+    write_manifest(directory, content)
+    (directory / CARD).write_text(_card(directory, parent, derivation, measured), encoding="utf-8")
+
+
+def _content(manifest: Manifest, version: str, derivation: Derivation) -> dict[str, Any]:
+    """model.yaml without `files` and `evaluation`. A `serial` names one version only."""
+    left_out = {"files", "serial", "baseline", "evaluation", "parent"}
+    content = manifest.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude=left_out)
+    if "golden" in content and isinstance(manifest.answer, ClassificationAnswer):
+        content["golden"]["tolerance"] = max(content["golden"]["tolerance"], derivation.least_tolerance)
+    if derivation.mixes_rows and "batch" in content:
+        content["batch"]["max_size"] = 1
+    return content | {"version": version, "parent": {"version": manifest.version, "how": derivation.how}}
+
+
+def _record_answers(path: Path, servable: Servable) -> None:
+    """The requests stay, their answers become those of `servable`."""
+    document = json.loads(path.read_bytes())
+    for number, request in enumerate(document["requests"], 1):
+        is_photo = request.get("image") is not None
+        item: Any = (path.parent / request["image"]).read_bytes() if is_photo else request["inputs"]
+        tensors = servable.prepare("image" if is_photo else "tensor", item)
+        (answer,) = servable.answer(servable.run(tensors), max(1, len(request.get("top", ())))) or (None,)
+        if answer is None:
+            raise InvalidContent(f"{path}: request {number} has no answer that could be recorded")
+        if answer.predictions:
+            request["top"] = [
+                {"index": one.index, "confidence": _finite(one.confidence, path)} for one in answer.predictions
+            ]
+        else:
+            request["value"] = answer.value
+    lines = ",\n".join("  " + json.dumps(request, ensure_ascii=False) for request in document["requests"])
+    path.write_text('{"requests": [\n' + lines + "\n]}\n", encoding="utf-8")
+
+
+def _finite(confidence: float | None, path: Path) -> float:
+    if confidence is None:
+        raise InvalidContent(f"{path}: the new version's answer to a golden request is not finite")
+    return round(float(confidence), _DIGITS)
+
+
+def _evaluation(measured: BeforeAfter, figures: Figures, note: str) -> dict[str, Any]:
+    entry: dict[str, Any] = {"data": measured.data, "n": measured.n}
+    if figures.top1 is not None:
+        entry["top1"] = round(figures.top1, 4)
+    return entry | {
+        "latency_ms": {f"run_{name}": value for name, value in figures.run_ms.items()},
+        "threads": 1,
+        **describe_machine(_LIBRARIES),
+        "date": datetime.date.today().isoformat(),
+        "note": note,
+    }
+
+
+def _note(measured: BeforeAfter) -> str:
+    parts = ["run_p50, run_p95: the model alone"]
+    if measured.agreement is not None:
+        parts.append(f"same answer as the parent: {measured.agreement:.4f}")
+    parts.append(f"{measured.times_smaller:.2f} times smaller and {measured.times_faster:.2f} times faster than it")
+    if measured.before.memory_bytes is not None:
+        parts.append(f"loading the parent adds {measured.before.memory_bytes / 1e6:.1f} MB")
+    return "; ".join(parts)
+
+
+def _card(directory: Path, parent: Servable, derivation: Derivation, measured: BeforeAfter) -> str:
+    machine = describe_machine(_LIBRARIES)
+    lines = [f"# {parent.name} {directory.name}", "", derivation.summary, ""]
+    lines += [
+        "| | |",
+        "| --- | --- |",
+        f"| Parent | {parent.name} {parent.version} |",
+        f"| Method | {derivation.how} |",
+    ]
+    lines += [f"| Made by | `{derivation.command}` |", f"| Licence | {parent.manifest.licence} |", ""]
+    lines += ["## Before and after", f"On {measured.n} inputs ({measured.data}), both in one run.", ""]
+    lines += table(("what", f"{parent.version}", directory.name, "difference"), measured.rows())
+    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    lines += ["", f"CPU: {machine['cpu']} ({', '.join(machine['cpu_features'])}); {libraries}.", ""]
+    for heading, text in derivation.sections:
+        lines += [f"## {heading}", text, ""]
+    card = parent.directory / CARD
+    if card.is_file():
+        lines += [f"## Card of the parent, {parent.version}", *_demoted(card.read_text(encoding="utf-8"))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of Markdown."""
+    return [
+        f"| {' | '.join(header)} |",
+        f"| {' | '.join('---' for _ in header)} |",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _demoted(card: str) -> list[str]:
+    """Without its title, and with headings two steps down."""
+    return ["##" + line if line.startswith("#") else line for line in card.splitlines() if not line.startswith("# ")]
