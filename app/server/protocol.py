@@ -32,6 +32,10 @@ LEAVE_KEY = "headway.leave"
 # In a request's scope: when its last byte was read, in time.perf_counter() seconds.
 READ_KEY = "headway.read"
 
+# A body is handed over in parts of so many bytes, or what has come in so long.
+_MOST_HELD_BYTES = 1 << 20
+_GATHER_SECONDS = 0.05
+
 logger = logging.getLogger("headway.server")
 
 
@@ -113,6 +117,7 @@ class HeadwayProtocol(HttpToolsProtocol):
             if not cycle.more_body:
                 self._pending_bytes = self._carried_bytes = 0
                 return
+            self._wake_later(cast(HeadwayCycle, cycle))
         else:
             self._arm_head_timer()
         if self._pending_bytes - self._carried_bytes > self._max_header_bytes:  # of a head, or of trailers
@@ -148,7 +153,7 @@ class HeadwayProtocol(HttpToolsProtocol):
         scope["path"] = self.root_path + (unquote(path) if "%" in path else path)
         scope["raw_path"] = self.root_path.encode("ascii") + raw_path
         scope["query_string"] = url.query or b""
-        return HeadwayCycle(
+        cycle = HeadwayCycle(
             scope=scope,
             transport=self._answers,  # type: ignore[arg-type]
             flow=self.flow,
@@ -161,14 +166,32 @@ class HeadwayProtocol(HttpToolsProtocol):
             keep_alive=http_version != "1.0" and parser.should_keep_alive(),
             on_response=self.on_response_complete,
         )
+        cycle.chunks = []
+        return cycle
 
     def on_body(self, body: bytes) -> None:
+        """Gathered: the application is not woken for each part of what comes quickly."""
         self._pending_bytes = self._carried_bytes = self._read_bytes
-        super().on_body(body)
+        cycle = cast(HeadwayCycle, self.cycle)
+        if cycle.response_complete:
+            return
+        cycle.chunks.append(body)
+        cycle.held_bytes += len(body)
+        if cycle.held_bytes > _MOST_HELD_BYTES:
+            self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self.scope[READ_KEY] = time.monotonic()  # type: ignore[literal-required]
+        wake = cast(HeadwayCycle, self.cycle).wake
+        if wake is not None:
+            wake.cancel()
         super().on_message_complete()
+
+    def _wake_later(self, cycle: HeadwayCycle) -> None:
+        """Of a body that comes slowly the application hears now and then: its time is limited."""
+        if cycle.wake is None or cycle.wake.when() <= self.loop.time():
+            cycle.wake = self.loop.call_later(_GATHER_SECONDS, cycle.message_event.set)
 
     def _measure_head(self) -> int:
         """Bytes of the head just parsed, for the rare read that may hold too many (or a long body)."""
