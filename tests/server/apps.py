@@ -13,6 +13,7 @@ from typing import Any
 
 from app.server.options import ConfigurationError, WorkerContext
 
+LARGE_BYTES = 200_000
 FLAGS = Path(os.environ.get("TEST_FLAGS", "."))
 
 
@@ -55,16 +56,26 @@ async def answer(context: WorkerContext, scope: Any, receive: Any, send: Any) ->
         await asyncio.to_thread(CRASHES[path[7:]])
     elif path == "/bug":
         raise RuntimeError("a bug")
-    body = b""
+    body, parts = b"", 0
     while path != "/early":
         message = await receive()
+        parts += 1
         body += message.get("body", b"")
         if not message.get("more_body"):
             break
-    content = json.dumps({"slot": context.slot, "pid": os.getpid(), "path": path, "bytes": len(body)}).encode()
+    content = json.dumps(
+        {"slot": context.slot, "pid": os.getpid(), "path": path, "bytes": len(body), "parts": parts}
+    ).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
     if path == "/early":
         headers.append((b"connection", b"close"))
+    elif path == "/split":
+        headers.append((b"x-name", b"value\r\nset-cookie: stolen"))
+    elif path == "/short":
+        headers[1] = (b"content-length", str(len(content) + 1).encode())
+    elif path == "/large":
+        content = content.ljust(LARGE_BYTES)
+        headers[1] = (b"content-length", str(LARGE_BYTES).encode())
     if path == "/pieces":
         await send({"type": "http.response.start", "status": status, "headers": headers[:1]})
         for piece in (b"", content[:5], b"", content[5:]):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import select
+import time
 from typing import Any
 
 import pytest
+
+from tests.server.apps import LARGE_BYTES
 
 KIB = 1024
 HEADER = b"x-filler: " + b"a" * 990 + b"\r\n"
@@ -275,3 +278,39 @@ def test_answer_to_head_has_no_body(server: Any) -> None:
     assert client.buffer.endswith(b"\r\n\r\n")
     client.buffer = b""
     assert client.get("/").status == 200
+
+
+@pytest.mark.parametrize("path", ["/split", "/short"])
+def test_answer_that_would_not_be_one_is_never_sent(server: Any, path: str) -> None:
+    """A value that ends its line, a body that is shorter than it says."""
+    client = server.connect()
+    client.ask(path)
+    while True:
+        try:
+            client._read_more()
+        except EOFError:
+            break
+    assert b"stolen" not in client.buffer
+    assert b"200 OK" not in client.buffer or path == "/short"
+    assert "RuntimeError" in server.read_err()
+
+
+def test_large_answer(server: Any) -> None:
+    client = server.connect()
+    answer = client.get("/large")
+    assert len(answer.body) == LARGE_BYTES
+    assert answer.json["path"] == "/large"
+    assert client.get("/after").status == 200
+
+
+def test_body_that_comes_slowly_is_handed_over_on_the_way(server: Any) -> None:
+    """And whole in the end: in a first part, some that are small, and the rest at once."""
+    client = server.connect()
+    client.send(b"POST /slowly HTTP/1.1\r\nhost: t\r\ncontent-length: 3000010\r\n\r\n" + b"a" * 100_000)
+    for _ in range(10):
+        time.sleep(0.06)
+        client.send(b"b")
+    client.send(b"c" * 2_900_000)
+    found = client.read().json
+    assert found["bytes"] == 3_000_010
+    assert found["parts"] > 1
