@@ -53,6 +53,12 @@ class Arrival:
     def deadline(self) -> float:
         return self.arrived + self.deadline_ms / 1e3
 
+    def shorten(self, milliseconds: float | None) -> None:
+        """The caller's own time, where it gives one that is shorter: what it misses speaks against no version."""
+        if milliseconds is not None and milliseconds < self.deadline_ms:
+            self.context.has_own_deadline = True
+            self.deadline_ms = milliseconds
+
 
 class Reception:
     """Used in the event loop's thread."""
@@ -113,18 +119,15 @@ class Reception:
 
         Who leaves cancels the task.
         """
-        deadline_ms: float = self.requested_ms(context.headers)
-        if seconds is not None and seconds * 1e3 < deadline_ms:
-            context.has_own_deadline = True
-            deadline_ms = max(0.0, seconds * 1e3)
         arrival = Arrival(
             context,
             time.monotonic(),
-            deadline_ms,
+            self.requested_ms(context.headers),
             self.priority_of(context.headers),
             context.headers.get(b"headway-routing-key") or None,
             None,
         )
+        arrival.shorten(max(0.0, seconds * 1e3) if seconds is not None else None)
         if self._inference.is_busy:
             self._check_room(arrival, ref, kind)
         return arrival

@@ -51,8 +51,7 @@ class InferApi:
         arrival, body = await self._reception.receive(request, PROTOCOL, _peek, takes_compressed=True)
         headers = arrival.context.headers
         content = read_request(body, headers.get(LENGTH_HEADER))
-        if content.timeout_ms is not None:
-            arrival.deadline_ms = min(arrival.deadline_ms, content.timeout_ms)
+        arrival.shorten(content.timeout_ms)
         arrival.routing_key = content.routing_key or arrival.routing_key
         resolved = await self._reception.resolve(_ref_of(request), "tensor", arrival)
         servable = resolved.servable

@@ -79,8 +79,7 @@ class GrpcInfer:
         ref = read_ref(request.model_name, request.model_version)
         arrival = self._reception.admit(context, ref, "tensor", seconds=incoming.seconds)
         content = read_message(request)
-        if content.timeout_ms is not None:
-            arrival.deadline_ms = min(arrival.deadline_ms, content.timeout_ms)
+        arrival.shorten(content.timeout_ms)
         arrival.routing_key = content.routing_key or arrival.routing_key
         resolved = await self._reception.resolve(ref, "tensor", arrival)
         servable = resolved.servable
