@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import shlex
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Group
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-from app.cli.console import JsonOption, ModelsOption, emit, err, failing_cleanly, open_store, read_settings
-from app.errors import Conflict, InvalidContent
-from app.registry.archive import Limits
+from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
+from app.cli.derive import (
+    EvaluationOption,
+    MaxDropOption,
+    VersionOption,
+    before_after_table,
+    closing_lines,
+    describe_measured,
+    free_version,
+    open_parent,
+    progress_bars,
+    publish,
+    workplace,
+)
+from app.errors import InvalidContent
 from app.registry.store import Store
-from app.registry.versions import ModelRef, Version
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from app.optimize.quantize import Method
-    from app.optimize.quantize_version import Outcome, Wishes
+    from app.optimize.quantize_version import Outcome
     from app.registry.intake import Published
     from app.registry.servable import Servable
 
-# The directory is our own: the disk is limit enough.
-_NO_LIMITS = Limits(max_bytes=1 << 62, max_files=1_000_000)
 _SHOWN = 5
 
 
@@ -50,15 +52,8 @@ def quantize(
         typer.Option("--calibration", metavar="DIR", help="Inputs: a folder of images; a CSV, .npy or .npz file."),
     ] = None,
     size: Annotated[int, typer.Option("--calibration-size", min=1, help="How many of them are taken.")] = 200,
-    evaluation: Annotated[
-        Path | None,
-        typer.Option(
-            "--evaluation", metavar="DIR", help="Labelled images; a CSV or .npz file of rows with class_index."
-        ),
-    ] = None,
-    max_drop: Annotated[
-        float, typer.Option("--max-drop", min=0, help="Points of top-1 that may be lost on --evaluation.")
-    ] = 1.0,
+    evaluation: EvaluationOption = None,
+    max_drop: MaxDropOption = 1.0,
     keep_float: Annotated[
         list[str] | None, typer.Option("--keep-float", metavar="LAYER", help="A layer to leave as it is; repeatable.")
     ] = None,
@@ -69,9 +64,7 @@ def quantize(
         bool, typer.Option("--full-range", help="int8 weights in 8 bits, not 7: answers differ on x86 without VNNI.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Which calibration inputs are taken.")] = 0,
-    version: Annotated[
-        str | None, typer.Option("--version", help="Of the new version. [default: the next minor one]")
-    ] = None,
+    version: VersionOption = None,
     models: ModelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -85,8 +78,8 @@ def quantize(
         from app.optimize.quantize_version import Wishes, quantize_version
 
         store = open_store(settings)
-        parent = _open(store, model)
-        number = _free_version(store, parent, version)
+        parent = open_parent(store, model)
+        number = free_version(store, parent, version)
         labelled = find_labelled(parent, evaluation) if evaluation is not None else None
         inputs = find_examples(parent, calibration) if calibration is not None else labelled
         if inputs is None or (calibration is None and to == "int8" and scheme != "dynamic"):
@@ -97,14 +90,13 @@ def quantize(
         rest = ["--calibration-size", str(size), "--seed", str(seed), *(["--auto"] if auto else [])]
         command = _command(parent, method, calibration, evaluation, *rest)
         wishes = Wishes(method, inputs, labelled, size, seed, max_drop, auto, command)
-        with tempfile.TemporaryDirectory(prefix="headway-quantize-") as folder, _progress() as progress:
-            directory = Path(folder, parent.name, number)
+        with workplace(parent, number) as directory, progress_bars() as progress:
             outcome = quantize_version(store, parent, directory, wishes, progress)
-            published = _publish(store, settings, directory, outcome)
+            published = publish(store, settings, directory) if outcome.same_as is None else None
         emit(
             as_json,
             _plain(parent, outcome, published, number),
-            lambda: _report(parent, wishes, outcome, published, number, settings, store),
+            lambda: _report(parent, outcome, published, number, settings, store),
         )
 
 
@@ -128,33 +120,6 @@ def _require_onnx() -> None:
         raise InvalidContent(f"quantize needs the package onnx ({exc}): pip install 'headway[optimize]'") from exc
 
 
-def _open(store: Store, model: str) -> Servable:
-    from app.registry.opening import Opener
-
-    try:
-        ref = ModelRef.parse(model)
-    except ValueError as exc:
-        raise InvalidContent(f"{model!r}: {exc}") from exc
-    return Opener(store).open(ref).servable
-
-
-def _free_version(store: Store, parent: Servable, version: str | None) -> str:
-    """Before minutes of work: whether the result can be kept, and under which number."""
-    from app.optimize.derived import next_minor
-    from app.registry.staging import Staging
-
-    Staging(store.root).discard()
-    if version is None:
-        return next_minor(store, parent.name, parent.version)
-    try:
-        number = Version.parse(version).text
-    except ValueError as exc:
-        raise InvalidContent(f"--version {exc}") from exc
-    if number in {other.text for other in store.version_names(parent.name)}:
-        raise Conflict(f"{parent.name}@{number} is there already; a published version never changes: name another")
-    return number
-
-
 def _command(parent: Servable, method: Method, calibration: Path | None, evaluation: Path | None, *rest: str) -> str:
     """What makes such a version again, for its card. Folders are named without where they lie on this machine."""
     words = ["headway", "quantize", f"{parent.name}@{parent.version}", "--to", method.to]
@@ -164,23 +129,6 @@ def _command(parent: Servable, method: Method, calibration: Path | None, evaluat
     for name in method.keep_float:
         words += ["--keep-float", name]
     return shlex.join([*words, *(() if method.reduce_range else ("--full-range",)), *rest])
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int], Callable[[], None]]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as bars:
-        yield lambda name, total: partial(bars.advance, bars.add_task(name, total=total))
-
-
-def _publish(store: Store, settings: Settings, directory: Path, outcome: Outcome) -> Published | None:
-    from app.registry.intake import Intake
-
-    if outcome.same_as is not None:
-        return None
-    intake = Intake(store, bin_days=settings.bin_days)
-    intake.sweep(time.time())
-    return intake.publish(intake.copy_in(directory, _NO_LIMITS))
 
 
 def _plain(parent: Servable, outcome: Outcome, published: Published | None, number: str) -> dict[str, Any]:
@@ -194,63 +142,21 @@ def _plain(parent: Servable, outcome: Outcome, published: Published | None, numb
         "method": asdict(outcome.method) | {"text": str(outcome.method)},
         "calibrated_on": outcome.calibrated_on,
         "sha256": outcome.sha256,
-        "measured": asdict(measured)
-        | {
-            "lost_points": measured.lost_points,
-            "times_smaller": round(measured.times_smaller, 3),
-            "times_faster": round(measured.times_faster, 3),
-        }
-        if measured is not None
-        else None,
+        "measured": describe_measured(measured) if measured is not None else None,
         "layers": [asdict(error) for error in outcome.errors],
         "proposal": list(outcome.proposal),
     }
 
 
 def _report(
-    parent: Servable,
-    wishes: Wishes,
-    outcome: Outcome,
-    published: Published | None,
-    number: str,
-    settings: Settings,
-    store: Store,
+    parent: Servable, outcome: Outcome, published: Published | None, number: str, settings: Settings, store: Store
 ) -> Group:
-    label = f"{parent.name}@{number}"
     measured = outcome.measured
     if published is None or measured is None:
         return Group(Text(f"{parent.name}@{outcome.same_as} is this very file already; nothing was added"))
-    table = Table(
-        title=f"{label}: {escape(str(outcome.method))}; on {measured.n} inputs ({escape(measured.data)})",
-        title_justify="left", box=None, padding=(0, 2, 0, 0),
-    )  # fmt: skip
-    for column in ("", parent.version, number, ""):
-        table.add_column(column, justify="right" if column else "left")
-    for row in measured.rows():
-        table.add_row(*row)
-    parts: list[Table | Text] = [table, Text()]
+    parts: list[Table | Text] = [before_after_table(parent, number, str(outcome.method), measured), Text()]
     noisy = sorted((one.sqnr_db, one.name) for one in outcome.errors if one.sqnr_db is not None)[:_SHOWN]
     parts.append(Text("noisiest layers: " + ", ".join(f"{name} {decibels:.1f} dB" for decibels, name in noisy)))
     if outcome.proposal:
         parts.append(Text(f"to leave in float first: {' '.join(outcome.proposal)}"))
-    if measured.skipped:
-        parts.append(Text(f"{len(measured.skipped)} inputs were left out; the first: {measured.skipped[0]}"))
-    if wishes.labelled is None:
-        parts.append(Text("what it costs in accuracy is not known: say --evaluation with labelled data"))
-    if parent.manifest.baseline is not None:
-        parts.append(
-            Text(f"the parent's baseline counts its own answers: headway baseline {label} DIR measures a new one")
-        )
-    parts.append(Text(_sentence(label, published, settings, store)))
-    return Group(*parts)
-
-
-def _sentence(label: str, published: Published, settings: Settings, store: Store) -> str:
-    lines = [f"added {label} to {settings.models}"]
-    if not published.is_verified:
-        lines.append("it is unverified, as its parent: without golden requests nothing holds it to its answers")
-    if store.release_path(published.name).exists():
-        lines.append(f"no traffic goes to it yet: headway release canary {label} --weight 5")
-    else:
-        lines.append("the model has no release.yaml: of its versions the newest serves from the next start on")
-    return "\n".join(lines)
+    return Group(*parts, *closing_lines(parent, published, measured, settings, store))

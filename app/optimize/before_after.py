@@ -66,6 +66,29 @@ class BeforeAfter:
     def times_faster(self) -> float:
         return self.before.run_ms["p50"] / self.after.run_ms["p50"]
 
+    def figures(self) -> list[dict[str, Any]]:
+        """For `parent.figures` of model.yaml: ratios in 0…1, milliseconds, bytes, decibels, as the names say."""
+        pairs: list[tuple[str, float | None, float | None]] = [
+            ("top1", self.before.top1, self.after.top1),
+            ("agreement", None, self.agreement),
+            ("largest_difference", None, self.largest_difference if self.agreement is None else None),
+            ("sqnr_db", None, self.sqnr_db),
+            ("model_bytes", self.before.size_bytes, self.after.size_bytes),
+            ("run_p50_ms", self.before.run_ms["p50"], self.after.run_ms["p50"]),
+            ("run_p95_ms", self.before.run_ms["p95"], self.after.run_ms["p95"]),
+            ("loaded_bytes", self.before.memory_bytes, self.after.memory_bytes),
+        ]
+        return [figure(name, before, after) for name, before, after in pairs if after is not None]
+
+    def loss(self, max_drop: float) -> str | None:
+        """Why it is not registered where more than `max_drop` points of top-1 are lost; else None."""
+        if self.lost_points is None or self.lost_points <= max_drop:
+            return None
+        return (
+            f"not registered: it loses {self.lost_points:.2f} points of top-1 on {self.n} inputs, and --max-drop is "
+            f"{max_drop:g} (p = {self.p_value:.3f} that both err equally often)"
+        )
+
     def rows(self) -> list[tuple[str, str, str, str]]:
         """What, before, after, difference: for people."""
         before, after = self.before, self.after
@@ -94,6 +117,16 @@ class BeforeAfter:
             less = _times(max(1, before.memory_bytes) / max(1, after.memory_bytes), "less", "more")
             rows.append(("memory that loading adds", _size(before.memory_bytes), _size(after.memory_bytes), less))
         return rows
+
+
+def figure(name: str, before: float | None, after: float) -> dict[str, Any]:
+    """An entry of `parent.figures`. Numbers of the parent that are not known are left out."""
+    known = {} if before is None else {"parent": _rounded(before)}
+    return {"name": name, **known, "version": _rounded(after)}
+
+
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.6g}")
 
 
 @dataclass(slots=True)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidContent
-from app.optimize.before_after import BeforeAfter, Figures
+from app.optimize import before_after
+from app.optimize.before_after import BeforeAfter
+from app.optimize.examples import Examples
 from app.optimize.machine import describe_machine
 from app.registry.difference import Bump, bumped
 from app.registry.draft import write_manifest
 from app.registry.loading import load_servable
-from app.registry.manifest import ClassificationAnswer, Manifest
+from app.registry.manifest import MODEL_FILES, ClassificationAnswer, Manifest
 from app.registry.recycle_bin import RecycleBin
 from app.registry.servable import Servable
 from app.registry.store import Store, verify_files
@@ -28,23 +30,59 @@ from app.registry.versions import Version
 from app.runtimes.onnx_file import external_locations
 
 CARD = "README.md"
-_LIBRARIES = ("numpy", "onnxruntime")
 _DIGITS = 6
+# Names what is done and how many steps it has; what it returns is called after each.
+Progress = Callable[[str, int], Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """How a version came to be. `how` is one line, `summary` opens the card, `sections` are headings with text.
+    """How a version came to be. `method` is the command's name, `how` one line for people, `parameters` what makes the
+    same file again; `summary` opens the card, `sections` are headings with text. `figures` are the method's own, beside
+    those of BeforeAfter, made by `before_after.figure`.
 
     `least_tolerance` is of a confidence in golden requests; that of a value, whose unit we do not know, stays.
-    `mixes_rows`: rows of one run do not get the answers that they get alone, so calls do not share runs."""
+    `mixes_rows`: rows of one run do not get the answers that they get alone, so calls do not share runs.
+    `attachments` are further files, by their names in the version, such as a picture that the card shows.
+    `content` replaces keys of the parent's model.yaml, as where the runtime is another."""
 
+    method: str
     how: str
+    parameters: Mapping[str, str]
     summary: str
     command: str
     least_tolerance: float
     sections: Sequence[tuple[str, str]] = ()
+    figures: Sequence[Mapping[str, Any]] = ()
     mixes_rows: bool = False
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+
+def derive(
+    store: Store,
+    parent: Servable,
+    directory: Path,
+    model: bytes,
+    derivation: Derivation,
+    examples: Examples,
+    progress: Progress,
+) -> BeforeAfter:
+    """Fill `directory` (`…/<name>/<version>`; what is there goes) with the version whose model file is `model`, and
+    measure it beside `parent` on `examples`.
+
+    It is ready to be published; whether it loses too much is for the caller to say (`BeforeAfter.loss`). Raises
+    InvalidContent, RegistryError, RunFailed.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    made = write_files(directory, parent, model, derivation)
+    try:
+        measured = before_after.measure(store, parent, made, examples, progress("measuring", examples.count))
+    finally:
+        made.close()
+    write_description(directory, parent, derivation, measured)
+    return measured
 
 
 def next_minor(store: Store, name: str, version: str) -> str:
@@ -76,8 +114,10 @@ def write_files(directory: Path, parent: Servable, model: bytes, derivation: Der
     for name in kept:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(parent.directory / name, directory / name)
-    (directory / manifest.model_file).write_bytes(model)
     content = _content(manifest, directory.name, derivation)
+    (directory / MODEL_FILES[content["runtime"]]).write_bytes(model)
+    for name, attached in derivation.attachments.items():
+        (directory / name).write_bytes(attached)
     golden = content.pop("golden", None)
     write_manifest(directory, content)
     if golden is None:
@@ -92,22 +132,12 @@ def write_files(directory: Path, parent: Servable, model: bytes, derivation: Der
 
 
 def write_description(directory: Path, parent: Servable, derivation: Derivation, measured: BeforeAfter) -> None:
-    """Put the evaluation into model.yaml of what `write_files` has made, and write the card.
-
-    The parent's figures of the same run come first, so that the last evaluation is the version's own.
-    """
+    """Put figures and evaluation into model.yaml of what `write_files` has made, and write the card."""
     content = _content(parent.manifest, directory.name, derivation)
-    notes = (f"the parent, {parent.version}, in the same run", _note(measured))
-    content["evaluation"] = [
-        _evaluation(measured, figures, note)
-        for figures, note in zip((measured.before, measured.after), notes, strict=True)
-    ]
-    memory = measured.after.memory_bytes
-    if memory is not None:
-        # Only of the version itself: what loading takes is held against the memory that is free.
-        content["evaluation"][1]["rss_mb"] = round(max(memory, 0) / 1e6, 1)
+    content["parent"]["figures"] = [*measured.figures(), *map(dict, derivation.figures)]
+    content["evaluation"] = [_evaluation(measured, content["runtime"])]
     write_manifest(directory, content)
-    (directory / CARD).write_text(_card(directory, parent, derivation, measured), encoding="utf-8")
+    (directory / CARD).write_text(_card(directory, parent, derivation, measured, content["runtime"]), encoding="utf-8")
 
 
 def _content(manifest: Manifest, version: str, derivation: Derivation) -> dict[str, Any]:
@@ -118,7 +148,9 @@ def _content(manifest: Manifest, version: str, derivation: Derivation) -> dict[s
         content["golden"]["tolerance"] = max(content["golden"]["tolerance"], derivation.least_tolerance)
     if derivation.mixes_rows and "batch" in content:
         content["batch"]["max_size"] = 1
-    return content | {"version": version, "parent": {"version": manifest.version, "how": derivation.how}}
+    made = {"version": manifest.version, "how": derivation.how, "method": derivation.method}
+    parameters = {name: str(value) for name, value in derivation.parameters.items()}
+    return content | {"version": version, "parent": made | {"parameters": parameters}} | dict(derivation.content)
 
 
 def _record_answers(path: Path, servable: Servable) -> None:
@@ -147,31 +179,28 @@ def _finite(confidence: float | None, path: Path) -> float:
     return round(float(confidence), _DIGITS)
 
 
-def _evaluation(measured: BeforeAfter, figures: Figures, note: str) -> dict[str, Any]:
+def _evaluation(measured: BeforeAfter, runtime: str) -> dict[str, Any]:
+    figures = measured.after
     entry: dict[str, Any] = {"data": measured.data, "n": measured.n}
     if figures.top1 is not None:
         entry["top1"] = round(figures.top1, 4)
+    entry |= {"latency_ms": {f"run_{name}": value for name, value in figures.run_ms.items()}}
+    if figures.memory_bytes is not None:
+        entry["rss_mb"] = round(max(figures.memory_bytes, 0) / 1e6, 1)
     return entry | {
-        "latency_ms": {f"run_{name}": value for name, value in figures.run_ms.items()},
         "threads": 1,
-        **describe_machine(_LIBRARIES),
+        **describe_machine(_libraries(runtime)),
         "date": datetime.date.today().isoformat(),
-        "note": note,
+        "note": "run_p50, run_p95: the model alone, one row",
     }
 
 
-def _note(measured: BeforeAfter) -> str:
-    parts = ["run_p50, run_p95: the model alone"]
-    if measured.agreement is not None:
-        parts.append(f"same answer as the parent: {measured.agreement:.4f}")
-    parts.append(f"{measured.times_smaller:.2f} times smaller and {measured.times_faster:.2f} times faster than it")
-    if measured.before.memory_bytes is not None:
-        parts.append(f"loading the parent adds {measured.before.memory_bytes / 1e6:.1f} MB")
-    return "; ".join(parts)
+def _libraries(runtime: str) -> tuple[str, ...]:
+    return ("numpy", "ai-edge-litert" if runtime == "tflite" else "onnxruntime")
 
 
-def _card(directory: Path, parent: Servable, derivation: Derivation, measured: BeforeAfter) -> str:
-    machine = describe_machine(_LIBRARIES)
+def _card(directory: Path, parent: Servable, derivation: Derivation, measured: BeforeAfter, runtime: str) -> str:
+    machine = describe_machine(_libraries(runtime))
     lines = [f"# {parent.name} {directory.name}", "", derivation.summary, ""]
     lines += [
         "| | |",

@@ -218,7 +218,7 @@ def _run_dynamic(source: Path, target: Path, method: Method) -> None:
 
 
 def _reader(rows: Iterator[Tensors]) -> Any:
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):
         def get_next(self) -> Tensors | None:
             return next(rows, None)
 

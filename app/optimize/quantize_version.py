@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.errors import InvalidContent
-from app.optimize import before_after, derived
+from app.optimize import derived
 from app.optimize.before_after import BeforeAfter
-from app.optimize.derived import Derivation
+from app.optimize.derived import Derivation, Progress
 from app.optimize.examples import Examples
 from app.optimize.quantize import Method, Quantizer, pick
 from app.optimize.quantize_error import LayerError, layer_errors, propose_float
@@ -24,8 +23,6 @@ _TOLERANCE = {"int8": 0.05, "fp16": 0.01, "int4": 0.01}
 _ERROR_INPUTS = 32
 _SHOWN = 10
 _NAMED = 3
-# Names what is done and how many steps it has; what it returns is called after each.
-Progress = Callable[[str, int], Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +141,9 @@ def _attempt(
     same = derived.find_same(store, parent.name, digest)
     if same is not None:
         return Outcome(method, rows.count, digest, errors, proposal, same)
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
     derivation = _derivation(parent, wishes, rows.count, errors, proposal)
-    made = derived.write_files(directory, parent, model, derivation)
-    try:
-        examples = wishes.labelled or wishes.calibration
-        measured = before_after.measure(store, parent, made, examples, progress("measuring", examples.count))
-    finally:
-        made.close()
-    derived.write_description(directory, parent, derivation, measured)
+    examples = wishes.labelled or wishes.calibration
+    measured = derived.derive(store, parent, directory, model, derivation, examples, progress)
     return Outcome(method, rows.count, digest, errors, proposal, None, measured)
 
 
@@ -163,8 +153,17 @@ def _derivation(
     method = wishes.method
     used = f"{calibrated_on} inputs of {wishes.calibration.data}, seed {wishes.seed}"
     how = f"{method}, {used}" if (method.to, method.scheme) == ("int8", "static") else str(method)
+    parameters = {"to": method.to, "seed": str(wishes.seed)}
+    if method.to == "int8":
+        parameters |= {"scheme": method.scheme, "reduce_range": str(method.reduce_range).lower()}
+    if (method.to, method.scheme) == ("int8", "static"):
+        parameters |= {"calibration": wishes.calibration.data, "calibration_size": str(calibrated_on)}
+    if method.keep_float:
+        parameters["keep_float"] = " ".join(method.keep_float)
     return Derivation(
+        method="quantize",
         how=how,
+        parameters=parameters,
         summary=f"{parent.name} {parent.version}, quantised: {method}.",
         command=wishes.command,
         least_tolerance=_TOLERANCE[method.to],
@@ -193,8 +192,7 @@ def _by_noise(errors: tuple[LayerError, ...]) -> list[str]:
 
 
 def _is_lossy(outcome: Outcome, wishes: Wishes) -> bool:
-    lost = outcome.measured.lost_points if outcome.measured is not None else None
-    return lost is not None and lost > wishes.max_drop
+    return outcome.measured is not None and outcome.measured.loss(wishes.max_drop) is not None
 
 
 def _refusal(outcome: Outcome, wishes: Wishes) -> str:
@@ -203,11 +201,7 @@ def _refusal(outcome: Outcome, wishes: Wishes) -> str:
     decibels = {error.name: error.sqnr_db for error in outcome.errors}
     worst = _by_noise(outcome.errors)[:_NAMED]
     shown = ", ".join(f"{name} ({decibels[name]:.1f} dB)" for name in worst)
-    text = (
-        f"not registered: it loses {measured.lost_points:.2f} points of top-1 on {measured.n} inputs, and --max-drop "
-        f"is {wishes.max_drop:g} (p = {measured.p_value:.3f} that both err equally often); the layers that hurt most "
-        f"are {shown}"
-    )
+    text = f"{measured.loss(wishes.max_drop)}; the layers that hurt most are {shown}"
     if wishes.auto:
         return f"{text}; --auto has left {len(outcome.method.keep_float)} layers in float, and that was not enough"
     if not outcome.proposal:

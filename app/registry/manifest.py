@@ -134,10 +134,23 @@ class Evaluation(_Section):
     note: str | None = None
 
 
+class ParentFigure(_Section):
+    """A figure of the version and, where it has one, of its parent, on the same inputs in one run."""
+
+    name: str = Field(min_length=1)
+    parent: float | None = None
+    version: float
+
+
 class Parent(_Section):
+    """What a version was made from: `how` for people, the command's `method` and `parameters`, and what it changed."""
+
     version: str
     how: str
     name: str | None = None
+    method: str | None = None
+    parameters: dict[str, str] = {}
+    figures: tuple[ParentFigure, ...] = ()
 
 
 class Manifest(_Section):

@@ -88,13 +88,32 @@ def test_version_is_whole_and_says_how_it_came_to_be(store: Store, parent: Serva
     assert (manifest.parent.version, manifest.parent.name) == ("1.1.0", None)
     how = "static INT8 QDQ, per channel, MinMax, reduce_range, 50 inputs of train.npz, seed 0"
     assert manifest.parent.how == how
-    before, after = manifest.evaluation
-    assert before.note == "the parent, 1.1.0, in the same run"
-    assert (before.data, before.n, before.rss_mb) == ("test.npz", 450, None)
-    assert after.rss_mb is not None
-    assert after.note is not None
-    assert "same answer as the parent: " in after.note
-    assert set(after.latency_ms) == {"run_p50", "run_p95"}
+    assert manifest.parent.method == "quantize"
+    assert manifest.parent.parameters == {
+        "to": "int8",
+        "seed": "0",
+        "scheme": "static",
+        "reduce_range": "true",
+        "calibration": "train.npz",
+        "calibration_size": "50",
+    }
+    figures = {one.name: one for one in manifest.parent.figures}
+    measured = outcome.measured
+    assert measured is not None
+    assert (figures["top1"].parent, figures["top1"].version) == (
+        pytest.approx(measured.before.top1, rel=1e-5),
+        pytest.approx(measured.after.top1, rel=1e-5),
+    )
+    assert (figures["agreement"].parent, figures["agreement"].version) == (None, measured.agreement)
+    assert (figures["model_bytes"].parent, figures["model_bytes"].version) == (
+        measured.before.size_bytes,
+        (directory / "model.onnx").stat().st_size,
+    )
+    assert {"run_p50_ms", "run_p95_ms", "loaded_bytes", "sqnr_db"} < set(figures)
+    (evaluation,) = manifest.evaluation
+    assert (evaluation.data, evaluation.n) == ("test.npz", 450)
+    assert evaluation.rss_mb is not None
+    assert set(evaluation.latency_ms) == {"run_p50", "run_p95"}
     card = (directory / "README.md").read_text()
     assert card.startswith("# digits 1.2.0\n\ndigits 1.1.0, quantised: static INT8")
     assert "| top-1 accuracy | 98.4% | 98.4% | +0.0 points |" in card
@@ -190,7 +209,7 @@ def test_without_labels_only_agreement_is_known(store: Store, parent: Servable) 
     assert (measured.before.top1, measured.lost_points, measured.p_value) == (None, None, None)
     assert measured.agreement is not None
     assert measured.n == 1347
-    assert [entry.top1 for entry in read_manifest(directory).evaluation] == [None, None]
+    assert [entry.top1 for entry in read_manifest(directory).evaluation] == [None]
 
 
 def test_same_seed_same_file_and_another_seed_another(store: Store, parent: Servable) -> None:
