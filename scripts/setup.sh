@@ -41,7 +41,7 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/nu
 fi
 rm -f "$venv"/.headway-*
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
-if [ "$wanted" = recipes ] || [ "$wanted" = conversion ]; then
+if [ "$wanted" != server ]; then
     # The CPU build where pip finds one, else the one with CUDA, which works on a CPU as well.
     pip install --quiet "$(grep -oE '"torch==[0-9.]+' pyproject.toml | tr -d '"')"
 fi
