@@ -1,25 +1,16 @@
-"""Versions side by side on the same labelled images: how right, how quick, how large, and which differences are noise.
-
-`python -m app.optimize.compare ROOT RELEASES VERSION IMAGE THREADS` measures the memory of one version, as JSON.
-"""
+"""Versions side by side on the same labelled images: how right, how quick, how large, which differences are noise."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import app
 from app.engine.inference import Inference
-from app.errors import InvalidContent, RunFailed
+from app.errors import InvalidContent
 from app.monitoring.quality import ClassScores, score_classes, wilson_interval
 from app.optimize.evaluate import (
     Confusion,
@@ -27,9 +18,9 @@ from app.optimize.evaluate import (
     Record,
     Sample,
     find_readable,
-    predict_image,
     record_together,
 )
+from app.optimize.footprint import Memory, measure_memory
 from app.registry.composed import Composed
 from app.registry.lifecycle import Registry
 from app.registry.opening import Opener
@@ -38,17 +29,6 @@ from app.registry.store import Store
 from app.registry.versions import ModelRef
 
 NOISE_LEVEL = 0.05
-_STATUS = Path("/proc/self/status")
-_MEMORY_SECONDS = 600
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What loading a version and answering one image adds to the resident memory of a fresh process: at the end, and
-    at the highest."""
-
-    rss_bytes: int
-    peak_rss_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +120,10 @@ def compare(
     inference = Inference(Registry(store))
     images = [find_readable(inference, version, samples) for version in versions]
     names = [_name(version.servable) for version in versions]
-    memories = [measure_memory(store, name, image, threads) for name, image in zip(names, images, strict=True)]
+    memories = [
+        measure_memory(version.servable.directory, store, photo=image, threads=threads)
+        for version, image in zip(versions, images, strict=True)
+    ]
     records = record_together(inference, versions, samples, progress)
     classification = versions[0].servable.classification
     assert classification is not None
@@ -165,38 +148,9 @@ def mcnemar_p_value(only_first: int, only_other: int) -> float:
     return min(1.0, 2 * total / (1 << n))
 
 
-def measure_memory(store: Store, version: str, image: Path, threads: int = 1) -> Memory | None:
-    """Load `version` (name@version) in a process of its own and answer `image` there; None where there is no /proc.
-
-    A library that only this runtime needs counts, ONNX Runtime and NumPy do not. Raises RunFailed.
-    """
-    if not _STATUS.exists():
-        return None
-    paths = [path.resolve() for path in (store.root, store.release_path("-").parent.parent, image)]
-    arguments = [*map(str, paths[:2]), version, str(paths[2]), str(threads)]
-    command = [sys.executable, "-P", "-m", "app.optimize.compare", *arguments]
-    env = os.environ | {"PYTHONPATH": str(Path(app.__file__).parent.parent)}
-    try:
-        done = subprocess.run(command, env=env, capture_output=True, timeout=_MEMORY_SECONDS, check=False)
-    except subprocess.TimeoutExpired as exc:
-        raise RunFailed(f"{version}: was not loaded in a process of its own within {_MEMORY_SECONDS} s") from exc
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").splitlines()
-        raise RunFailed(
-            f"{version}: the process that measures its memory ended with code {done.returncode}"
-            f"{f' ({said[-1]})' if said else ''}; is there enough memory to load it twice?"
-        )
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
-
-
 def format_bytes(count: int) -> str:
     """In decimal units: 4358 is 4.4 kB."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
-def _status_bytes(field: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024
 
 
 def _name(servable: Servable) -> str:
@@ -266,17 +220,3 @@ def _describe(figures: Figures, labels: Sequence[str]) -> dict[str, Any]:
     for entry in content["classes"]:
         entry["label"] = labels[entry.pop("index")]
     return content
-
-
-def _main() -> None:
-    root, releases, version, image, threads = sys.argv[1:6]
-    store, content = Store(Path(root), Path(releases)), Path(image).read_bytes()
-    inference = Inference(Registry(store))
-    before = _status_bytes("VmRSS")
-    predict_image(inference, Opener(store, int(threads)).open(ModelRef.parse(version)), content)
-    memory = Memory(_status_bytes("VmRSS") - before, _status_bytes("VmHWM") - before)
-    sys.stdout.write("\n" + json.dumps(asdict(memory)) + "\n")
-
-
-if __name__ == "__main__":
-    _main()

@@ -145,13 +145,13 @@ def test_compare_tells_a_difference_from_noise(store: Store, tmp_path: Path) -> 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="is read from /proc")
 def test_memory_is_measured_in_a_process_of_its_own(store: Store, tmp_path: Path) -> None:
     (sample,) = _photos(tmp_path / "photos", ["red"], [0])
-    memory = measure_memory(store, "colour@1.1.0", sample.path)
+    memory = measure_memory(store.root / "colour/1.1.0", store, photo=sample.path)
     assert memory is not None
     assert 0 < memory.rss_bytes <= memory.peak_rss_bytes < 1e9
     with pytest.raises(
         RunFailed, match=r"colour@9\.0\.0: the process that measures its memory ended with code 1 \(.*9"
     ):
-        measure_memory(store, "colour@9.0.0", sample.path)
+        measure_memory(store.root / "colour/9.0.0", store, photo=sample.path)
 
 
 def test_size_of_a_composition_holds_its_steps(store: Store, tmp_path: Path) -> None:
