@@ -7,14 +7,17 @@ this is where that is seen.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.errors import HeadwayError, RegistryError
+from app.processing.tensor import tensors_to_json
 from app.registry.manifest import Golden
 from app.registry.servable import Servable
+from app.tensors import Tensors
 
 
 class Expected(BaseModel):
@@ -25,21 +28,25 @@ class Expected(BaseModel):
 
 
 class GoldenRequest(BaseModel):
-    """Exactly one of `image` (a file beside golden.json) and `inputs`; `top` or `value` is the answer."""
+    """Exactly one of `image` (a file beside golden.json), `text` and `inputs`; `top`, `value` or `outputs` (tensors by
+    name, of which some may be left out) is the answer.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: str | None = None
+    text: str | None = None
     inputs: Any = None
     top: tuple[Expected, ...] = ()
     value: float | None = None
+    outputs: dict[str, Any] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _complete(self) -> GoldenRequest:
-        if (self.image is None) == (self.inputs is None):
-            raise ValueError("a request has either image or inputs")
-        if (self.value is None) == (not self.top):
-            raise ValueError("a request has either top or value, its recorded answer")
+        if [self.image, self.text, self.inputs].count(None) != 2:
+            raise ValueError("a request has either image, text or inputs")
+        if [self.value is not None, bool(self.top), self.outputs is not None].count(True) != 1:
+            raise ValueError("a request has either top, value or outputs, its recorded answer")
         return self
 
 
@@ -78,8 +85,12 @@ def _difference(servable: Servable, golden: Golden, request: GoldenRequest) -> s
         if name not in servable.manifest.files:
             return f"its image {name!r} is not listed in model.yaml (files); add it with its sha256 and bytes"
         outputs = servable.run_item("image", (servable.directory / name).read_bytes())
+    elif request.text is not None:
+        outputs = servable.run_item("text", request.text)
     else:
         outputs = servable.run_item("tensor", request.inputs)
+    if request.outputs is not None:
+        return _difference_of_outputs(recorded_outputs(outputs), request.outputs, golden.tolerance)
     classes = len(servable.classification.labels) if servable.classification else 1
     items = servable.answer(outputs, classes)
     if not items:
@@ -100,3 +111,33 @@ def _difference(servable: Servable, golden: Golden, request: GoldenRequest) -> s
         if found is None or abs(found - expected.confidence) > golden.tolerance:
             return f"the confidence of index {expected.index} is {found}, recorded is {expected.confidence}"
     return None
+
+
+def recorded_outputs(outputs: Tensors) -> dict[str, Any]:
+    """Tensors as golden.json holds them: nested lists by name; NaN and infinities are null."""
+    return tensors_to_json(outputs)[0]
+
+
+def _difference_of_outputs(found: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> str | None:
+    for name, values in expected.items():
+        if name not in found:
+            return f"there is no output {name!r}; the outputs are {', '.join(found)}"
+        problem = _difference_of_values(found[name], values, tolerance, f"output {name!r}")
+        if problem is not None:
+            return problem
+    return None
+
+
+def _difference_of_values(found: Any, expected: Any, tolerance: float, place: str) -> str | None:
+    """The first difference of nested lists; only values of floating point may differ, by `tolerance`."""
+    if isinstance(found, list) and isinstance(expected, list):
+        if len(found) != len(expected):
+            return f"{place} has {len(found)} values, recorded are {len(expected)}"
+        pairs = enumerate(zip(found, expected, strict=True))
+        parts = (_difference_of_values(*pair, tolerance, f"{place}[{number}]") for number, pair in pairs)
+        return next((part for part in parts if part is not None), None)
+    if isinstance(found, float) and type(expected) in (int, float) and abs(found - expected) <= tolerance:
+        return None
+    if type(found) is type(expected) and not isinstance(found, float) and found == expected:
+        return None
+    return f"{place} is {found}, recorded is {expected}"

@@ -1,4 +1,4 @@
-"""Golden requests for a new version: taken as they were recorded, or recorded now from photos or rows."""
+"""Golden requests for a new version: taken as they were recorded, or recorded now from photos, texts or rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import HeadwayError, InvalidContent
+from app.processing.text import decode_text
+from app.registry.golden import recorded_outputs
 from app.registry.loading import load_servable
 from app.registry.servable import Servable
 
@@ -19,11 +21,13 @@ _DIGITS = 6
 def record_golden(directory: Path, source: Path) -> None:
     """Fill `golden/` of the version in `directory` from `source`: golden.json and what it names, or one request a file.
 
-    A request is a photo, or a JSON file of inputs. Raises InvalidContent naming the file.
+    A request is a photo, a text in UTF-8, or a JSON file of inputs. Raises InvalidContent naming the file.
     """
     requests = sorted(path for path in source.glob("*") if path.is_file() and not path.name.startswith("."))
     if not requests:
-        raise InvalidContent(f"{source}: holds no golden requests: put photos there, or JSON files like [[0, 1, 2]]")
+        raise InvalidContent(
+            f"{source}: holds no golden requests: put photos or texts there, or JSON files like [[0, 1, 2]]"
+        )
     target = directory / "golden"
     target.mkdir()
     if (source / "golden.json").is_file():
@@ -45,15 +49,19 @@ def _record(servable: Servable, path: Path, target: Path) -> dict[str, Any]:
             request: dict[str, Any] = {"image": path.name}
             tensors = servable.prepare("image", path.read_bytes())
             shutil.copyfile(path, target / path.name)
+        elif servable.kind == "text":
+            request = {"text": decode_text(path.read_bytes())}
+            tensors = servable.prepare("text", request["text"])
         else:
             loaded = json.loads(path.read_bytes())
             request = {"inputs": loaded.get("inputs", loaded) if isinstance(loaded, dict) else loaded}
             tensors = servable.prepare("tensor", request["inputs"])
-        items = servable.answer(servable.run(tensors), _TOP)
+        outputs = servable.run(tensors)
+        items = servable.answer(outputs, _TOP)
     except (HeadwayError, ValueError, RecursionError) as exc:
         raise InvalidContent(f"{path}: is no golden request of this model: {exc}") from exc
-    if not items:
-        raise InvalidContent("golden requests are for models that answer with labels or a value, not with tensors")
+    if items is None:
+        return request | {"outputs": recorded_outputs(outputs)}
     if len(items) != 1:
         raise InvalidContent(f"{path}: has {len(items)} rows; write one row a request, each in a file of its own")
     if items[0].value is not None:
