@@ -6,8 +6,10 @@ Every expected refusal is a class with a stable `code` and one line in this tabl
     ├── InvalidContent           400  bad_content
     │   ├── InvalidImage         400  bad_image
     │   ├── InvalidTensor        400  bad_tensor
+    │   ├── InvalidText          400  bad_text
     │   ├── ModelRequired        400  model_required
     │   ├── ImageTooLarge        413  image_too_large
+    │   ├── TextTooLong          413  text_too_long
     │   ├── BadArchive           400  bad_archive
     │   ├── ArchiveTooLarge      413  archive_too_large
     │   ├── InvalidRelease       400  bad_release
@@ -96,12 +98,21 @@ class InvalidTensor(InvalidContent):
     code = "bad_tensor"
 
 
+class InvalidText(InvalidContent):
+    code = "bad_text"
+
+
 class ModelRequired(InvalidContent):
     code = "model_required"
 
 
 class ImageTooLarge(InvalidContent):
     code = "image_too_large"
+    status = 413
+
+
+class TextTooLong(InvalidContent):
+    code = "text_too_long"
     status = 413
 
 

@@ -14,7 +14,7 @@ from app.engine.inference import Inference
 from app.errors import HeadwayError, InvalidContent
 from app.processing.classification import Prediction
 from app.registry.lifecycle import Registry, Resolved
-from app.registry.servable import Content, Item
+from app.registry.servable import Content, ContentKind, Item
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.settings import Settings
@@ -35,17 +35,29 @@ class Model:
         self.version = resolved.servable.version
 
     @property
+    def kind(self) -> ContentKind:
+        """What it takes: images, texts, or numbers ("tensor")."""
+        return self._resolved.servable.kind
+
+    @property
     def takes_images(self) -> bool:
-        return self._resolved.servable.kind == "image"
+        return self.kind == "image"
 
     def predict(self, content: Any, top_k: int = 5) -> Result | list[Result]:
-        """Answer one photo (bytes, or the path of a file) or several; or rows of numbers ([n, features] or one row).
+        """Answer one photo (bytes, or the path of a file) or several; one text or several; or rows of numbers
+        ([n, features] or one row).
 
         Gives the predictions of a classifier best first, the value of a regression, or the outputs by name; a list
-        of these for several photos or rows. Raises HeadwayError for content that cannot be used.
+        of these for several photos, texts or rows. Raises HeadwayError for content that cannot be used.
         """
         if self.takes_images:
-            return self._predict_photos(content, top_k)
+            is_single = isinstance(content, bytes | str | PathLike)
+            return self._predict_each(
+                [_read(photo) for photo in ([content] if is_single else content)], is_single, top_k
+            )
+        if self.kind == "text":
+            is_single = isinstance(content, bytes | str)
+            return self._predict_each([content] if is_single else list(content), is_single, top_k)
         try:
             rows = np.asarray(content) if not isinstance(content, dict) else content
         except (ValueError, OverflowError):
@@ -58,14 +70,12 @@ class Model:
         results = [_result(item) for item in answer.items]
         return results[0] if is_single else results
 
-    def _predict_photos(self, content: Photo | Sequence[Photo], top_k: int) -> Result | list[Result]:
-        is_single = isinstance(content, bytes | str | PathLike)
-        photos: Sequence[Any] = [content] if is_single else list(content)  # type: ignore[arg-type]
-        answers = [self._answer("image", _read(photo), top_k) for photo in photos]
+    def _predict_each(self, items: Sequence[Any], is_single: bool, top_k: int) -> Result | list[Result]:
+        answers = [self._answer(self.kind, item, top_k) for item in items]
         results = [_result(answer.items[0]) if answer.items else dict(answer.tensors or {}) for answer in answers]
         return results[0] if is_single else results
 
-    def _answer(self, kind: Any, item: Any, top_k: int) -> Answer:
+    def _answer(self, kind: ContentKind, item: Any, top_k: int) -> Answer:
         call = Call(Content(kind, (item,)), deadline=_NO_DEADLINE, top_k=top_k)
         return self._inference.predict_now(call, self._resolved)
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What takes too long for `make check`. Writes docs/verification/latest.txt, to be committed.
 # With HEADWAY_LABELLED naming a folder that has calibration/ and evaluation/ (images with labels.csv), the shipped models
-# are built anew, compared by digest, measured, and run on an emulated CPU without VNNI.
+# are built anew, compared by digest, measured, and run on an emulated CPU without VNNI; HEADWAY_TEXTS names the table of
+# sentences that models/sentiment is built from.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 report=docs/verification/latest.txt
@@ -39,6 +40,6 @@ if [ -n "${HEADWAY_LABELLED:-}" ]; then
     echo; echo "## accuracy through the served path"
     .venv/bin/headway evaluate efficientnet-lite0 "$HEADWAY_LABELLED/evaluation"
     echo; echo "## the recipes, built anew"
-    scripts/verify_recipes.sh "$HEADWAY_LABELLED"
+    scripts/verify_recipes.sh "$HEADWAY_LABELLED" "${HEADWAY_TEXTS:-}"
     .venv-recipes/bin/python -m pytest -q -m slow tests/recipes
 fi

@@ -4,6 +4,7 @@ kind          input                     answer
 scores        x FP32 [n, 3]             classification: the input itself; labels low, middle, high
 sum           x FP32 [n, 3]             regression: the sum of the row
 colour        image UINT8 [n, 4, 4, 3]  classification: mean of each channel / 255; labels red, green, blue
+mood          text BYTES [n]            classification: "good" is good to 0.75, "bad" to 0.25, all else to 0.5
 two_inputs    a, b FP32 [n, 2]          tensor: total = a + b
 echo          text BYTES [n]            tensor: echoed = the text twice, one after the other
 double        x FP32 []                 tensor: twice = 2 x
@@ -116,6 +117,28 @@ _KINDS = {
         {"white": np.array(255, np.float32)},
         labels=COLOUR_LABELS,
         processing=_COLOUR_PROCESSING,
+    ),
+    "mood": _Kind(
+        "text-classification",
+        [("text", "BYTES", [-1])],
+        [("scores", "FP32", [-1, 2])],
+        [
+            helper.make_node(
+                "LabelEncoder",
+                ["text"],
+                ["flat"],
+                domain="ai.onnx.ml",
+                keys_strings=["good", "bad"],
+                values_floats=[0.75, 0.25],
+                default_float=0.5,
+            ),
+            helper.make_node("Reshape", ["flat", "column"], ["good"]),
+            helper.make_node("Sub", ["one", "good"], ["bad"]),
+            helper.make_node("Concat", ["bad", "good"], ["scores"], axis=1),
+        ],
+        {"column": np.array([-1, 1], np.int64), "one": np.array(1, np.float32)},
+        labels=("bad", "good"),
+        processing={"type": "text", "max_characters": 20},
     ),
     "two_inputs": _Kind(
         "tensor",
@@ -232,10 +255,15 @@ def onnx_file(
         [_value(*entry) for entry in outputs],
         [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
     )
-    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    model = helper.make_model(graph, ir_version=8, opset_imports=_opsets(nodes))
     onnx.checker.check_model(model)
     data: bytes = model.SerializeToString()
     return data
+
+
+def _opsets(nodes: Sequence[onnx.NodeProto]) -> list[onnx.OperatorSetIdProto]:
+    others = {node.domain for node in nodes if node.domain}
+    return [helper.make_opsetid("", 17), *(helper.make_opsetid(domain, 3) for domain in sorted(others))]
 
 
 def write_model(

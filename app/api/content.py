@@ -1,4 +1,5 @@
-"""What a caller of /predict sends: JSON, a multipart upload, an image's or a tensor's bytes, decoded to one shape."""
+"""What a caller of /predict sends: JSON, a multipart upload, the bytes of an image, a text or a tensor, decoded to one
+shape."""
 
 from __future__ import annotations
 
@@ -29,8 +30,10 @@ from app.registry.servable import Content, ContentKind, Servable
 from app.tensors import Tensors
 
 _request_adapter = TypeAdapter(PredictRequest)
-_CONTENT_TYPES = "application/json, multipart/form-data, image/* or application/octet-stream (a tensor)"
+_CONTENT_TYPES = "application/json, multipart/form-data, image/*, text/plain or application/octet-stream (a tensor)"
+TEXT_TYPE = "text/plain"
 TENSOR_TYPE = "application/octet-stream"
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii")
 # What an image file begins with; of WebP, the four bytes after these are its length.
 _IMAGE_BEGINNINGS = (
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -45,13 +48,16 @@ _IMAGE_BEGINNINGS = (
 
 @dataclass(slots=True)
 class PredictContent:
-    """What was sent, of any content type, decoded: images are bytes, or the error that decoding one gave.
+    """What was sent, of any content type, decoded: images are bytes, or the error that decoding one gave; the text of
+    a raw body is its bytes.
 
     `tensor` is the bytes of one: what they mean, the model says.
     """
 
     image: bytes | None = None
     images: list[bytes | HeadwayError] | None = None
+    text: str | bytes | None = None
+    texts: list[str] | None = None
     inputs: Any = None
     tensor: bytes | None = None
     model: str | None = None
@@ -59,7 +65,18 @@ class PredictContent:
 
     @property
     def kind(self) -> ContentKind:
-        return "tensor" if self.inputs is not None or self.tensor is not None else "image"
+        if self.inputs is not None or self.tensor is not None:
+            return "tensor"
+        return "text" if self.text is not None or self.texts is not None else "image"
+
+    @property
+    def is_plural(self) -> bool:
+        """Whether each item is answered for itself, an error among them."""
+        return self.images is not None or self.texts is not None
+
+    @property
+    def is_single(self) -> bool:
+        return self.image is not None or self.text is not None
 
     def inputs_for(self, servable: Servable) -> Content | Tensors:
         """What a model gets of it. Raises InvalidTensor for bytes that are no tensor of its input."""
@@ -80,14 +97,16 @@ class PredictContent:
     def _content(self) -> Content:
         if self.inputs is not None:
             return Content("tensor", (self.inputs,))
+        if self.kind == "text":
+            return Content("text", (self.text,) if self.text is not None else tuple(self.texts or ()))
         return Content("image", (self.image,) if self.image is not None else tuple(self.images or ()))
 
 
 async def parse_content(request: Request, body: bytes, max_items: int) -> PredictContent:
     """Decode a body by its content type.
 
-    Raises UnsupportedMediaType, MalformedRequest, BodyTooLarge for more than `max_items` images, InvalidImage for a
-    single image that is not base64.
+    Raises UnsupportedMediaType, MalformedRequest, BodyTooLarge for more than `max_items` images or texts, InvalidImage
+    for a single image that is not base64.
     """
     content_type = context_of(request.scope).headers.get(b"content-type", b"application/json").decode("latin-1")
     media_type = content_type.partition(";")[0].strip().lower()
@@ -95,6 +114,9 @@ async def parse_content(request: Request, body: bytes, max_items: int) -> Predic
         content = _from_json(body)
     elif media_type.startswith("image/"):
         content = PredictContent(image=body, **_parse_query(request))
+    elif media_type == TEXT_TYPE:
+        _check_charset(content_type)
+        content = PredictContent(text=body, **_parse_query(request))
     elif media_type == TENSOR_TYPE:
         content = PredictContent(tensor=body, **_parse_query(request))
     elif media_type == "multipart/form-data":
@@ -102,9 +124,18 @@ async def parse_content(request: Request, body: bytes, max_items: int) -> Predic
     else:
         hint = " (curl sends this unless told otherwise with -H)" if "urlencoded" in media_type else ""
         raise UnsupportedMediaType(f"Content-Type {media_type!r}{hint} is not taken; send {_CONTENT_TYPES}")
-    if content.images is not None and len(content.images) > max_items:
-        raise BodyTooLarge(f"{len(content.images)} images in one request; send at most {max_items}")
+    for what, items in (("images", content.images), ("texts", content.texts)):
+        if items is not None and len(items) > max_items:
+            raise BodyTooLarge(f"{len(items)} {what} in one request; send at most {max_items}")
     return content
+
+
+def _check_charset(content_type: str) -> None:
+    """Raises UnsupportedMediaType for another encoding than UTF-8, of which ASCII is a part."""
+    for parameter in content_type.split(";")[1:]:
+        name, _, charset = parameter.partition("=")
+        if name.strip().lower() == "charset" and charset.strip().strip('"').lower() not in _CHARSETS:
+            raise UnsupportedMediaType(f"charset {charset.strip()!r} is not taken; send text/plain in UTF-8")
 
 
 def _from_json(body: bytes) -> PredictContent:
@@ -117,6 +148,8 @@ def _from_json(body: bytes) -> PredictContent:
     return PredictContent(
         image=decode_base64(wire.image) if wire.image is not None else None,
         images=[_decode_or_error(text) for text in wire.images] if wire.images is not None else None,
+        text=wire.text,
+        texts=wire.texts,
         inputs=wire.inputs,
         model=wire.model,
         top_k=wire.top_k,

@@ -46,6 +46,8 @@ PREDICT_BODY: dict[str, Any] = {
                 "examples": {
                     "image": {"summary": "one image", "value": {"image": _TINY_IMAGE, "top_k": 3}},
                     "images": {"summary": "several images", "value": {"images": [_TINY_IMAGE, _TINY_IMAGE]}},
+                    "text": {"summary": "one text", "value": {"text": "A warm and funny film."}},
+                    "texts": {"summary": "several texts", "value": {"texts": ["A dull film.", "很好看"]}},
                     "inputs": {"summary": "numbers", "value": {"model": "digits", "inputs": [_DIGIT]}},
                 },
             },
@@ -61,6 +63,7 @@ PREDICT_BODY: dict[str, Any] = {
                 }
             },
             "image/*": {"schema": {"type": "string", "format": "binary"}},
+            "text/plain": {"schema": {"type": "string", "description": "One text, UTF-8."}},
             "application/octet-stream": {
                 "schema": {
                     "type": "string",
@@ -100,8 +103,21 @@ _ANSWERS = {
             **_SERVED,
         },
     },
+    "text": {
+        "summary": "to one text",
+        "value": {
+            "predictions": [
+                {"label": "positive", "index": 1, "confidence": 0.88},
+                {"label": "negative", "index": 0, "confidence": 0.12},
+            ],
+            "prediction_id": EXAMPLE_ID,
+            "model": "sentiment",
+            "version": "1.0.0",
+            **_SERVED,
+        },
+    },
     "inputs": {
-        "summary": "to several images or to rows of numbers",
+        "summary": "to several images or texts, or to rows of numbers",
         "value": {
             "results": [
                 {"predictions": [{"label": "0", "index": 0, "confidence": 0.99}], "prediction_id": EXAMPLE_ID},

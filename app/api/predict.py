@@ -5,6 +5,7 @@ The route reads the raw body and validates bytes: a pydantic body parameter cost
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.application import RawRoute
-from app.api.content import TENSOR_TYPE, PredictContent, parse_content
+from app.api.content import TENSOR_TYPE, TEXT_TYPE, PredictContent, parse_content
 from app.api.context import RequestContext, context_of
 from app.api.examples import PREDICT_BODY, PREDICT_RESPONSES
 from app.api.peek import peek_json, peek_query
@@ -30,6 +31,7 @@ from app.registry.servable import ContentKind, Item
 from app.registry.versions import ModelRef
 
 PROTOCOL = "predict"
+_RAW_KINDS: Mapping[str, ContentKind] = {"image/": "image", TEXT_TYPE: "text", TENSOR_TYPE: "tensor"}
 
 
 class PredictApi:
@@ -50,25 +52,24 @@ class PredictApi:
             methods=["POST"],
             tags=["prediction"],
             route_class_override=RawRoute,
-            summary="Labels, values or tensors for images or numbers",
+            summary="Labels, values or tensors for images, texts or numbers",
             responses=PREDICT_RESPONSES,
             openapi_extra=PREDICT_BODY,
         )
 
     async def predict(self, request: Request) -> Response:
-        """Takes JSON, a multipart upload (field `image`), or the bytes of an image or of a tensor as the whole body."""
+        """Takes JSON, a multipart upload (field `image`), or the bytes of an image, a text or a tensor as the whole
+        body."""
         arrival, body = await self._reception.receive(request, PROTOCOL, _peek)
         wire = await self._parse(request, body)
         resolved = await self._resolve(wire, arrival)
         inputs = wire.inputs_for(resolved.servable)
-        answer = await self._reception.answer(
-            arrival, resolved, inputs, is_plural=wire.images is not None, top_k=wire.top_k
-        )
+        answer = await self._reception.answer(arrival, resolved, inputs, is_plural=wire.is_plural, top_k=wire.top_k)
         context = arrival.context
         kind = resolved.servable.manifest.answer
         unit = kind.unit if isinstance(kind, RegressionAnswer) else None
         content_bytes, status = render_answer(
-            answer, context, self._prediction_ids, is_plural=wire.image is None, unit=unit
+            answer, context, self._prediction_ids, is_plural=not wire.is_single, unit=unit
         )
         return JsonAnswer(content_bytes, status, server_timing(context))
 
@@ -88,8 +89,9 @@ class PredictApi:
 
 def _peek(request: Request, body: bytes) -> tuple[ModelRef | None, ContentKind]:
     media_type = context_of(request.scope).headers.get(b"content-type", b"").decode("latin-1").lower()
-    if media_type.startswith(("image/", TENSOR_TYPE)):
-        return peek_query(request.query_params), "image" if media_type.startswith("image/") else "tensor"
+    for beginning, kind in _RAW_KINDS.items():
+        if media_type.startswith(beginning):
+            return peek_query(request.query_params), kind
     return peek_json(body)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DEFAULT_TOP_K = 5
-CONTENT_KEYS = ("image", "images", "inputs")
+CONTENT_KEYS = ("image", "images", "text", "texts", "inputs")
 # Its key was thrown away.
 EXAMPLE_ID = (
     "AQAAAAGh_YxpADIQF7l16shn9dMSZWZmaWNpZW50bmV0LWxpdGUwBTEuMS4wBnN0YWJsZQFrhAMAAAEaAAABHQAAARmENHC-dFv8RzyMzEKrzKav"
@@ -16,12 +16,14 @@ _PREDICTION_ID = "Signed; to be sent back with feedback on this prediction. Abse
 
 
 class PredictRequest(BaseModel):
-    """Exactly one of `image`, `images` and `inputs`."""
+    """Exactly one of `image`, `images`, `text`, `texts` and `inputs`."""
 
     model_config = ConfigDict(extra="forbid")
 
     image: str | None = Field(None, description="One image (JPEG, PNG, WebP, GIF, BMP, TIFF), base64 or a data: URL.")
     images: list[str] | None = Field(None, min_length=1, description="Several images; each is answered for itself.")
+    text: str | None = Field(None, description="One text.")
+    texts: list[str] | None = Field(None, min_length=1, description="Several texts; each is answered for itself.")
     inputs: list[Any] | dict[str, Any] | None = Field(
         None,
         description="Rows of numbers, as [[0, 1, …], …]; for models of several inputs an object by input name.",
@@ -61,7 +63,7 @@ class ItemRead(BaseModel):
 
 
 class PredictResponse(BaseModel):
-    """`predictions` for one image, `value` for one image of a regression, `results` for several items or rows,
+    """`predictions` for one image or text, `value` for one of a regression, `results` for several items or rows,
     `outputs` for models without labels."""
 
     predictions: list[PredictionRead] | None = None

@@ -1,4 +1,4 @@
-"""`headway evaluate`: a version on labelled images."""
+"""`headway evaluate`: a version on labelled images or texts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="name, name@version or name@alias")],
-    folder: Annotated[Path, typer.Argument(help="labels.csv (filename, class_index) with images, or a folder a class")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="labels.csv (filename, class_index) with images, or a folder a class; of texts a CSV file."
+        ),
+    ],
     models: ModelsOption = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")] = 1,
     against_steps: Annotated[
-        bool, typer.Option("--against-steps", help="Also each step of a composition alone, on the same images.")
+        bool, typer.Option("--against-steps", help="Also each step of a composition alone, on the same inputs.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -36,6 +41,7 @@ def evaluate(
     from app.engine.inference import Inference
     from app.errors import InvalidContent
     from app.optimize.evaluate import evaluate_together, find_samples
+    from app.optimize.texts import find_texts
     from app.registry.lifecycle import Registry
     from app.registry.store import Store
     from app.registry.versions import ModelRef
@@ -48,17 +54,17 @@ def evaluate(
             raise InvalidContent(f"{model!r}: {exc}") from exc
         registry = Registry(Store(settings.models, settings.releases), threads=threads)
         resolved = registry.open(ref)
-        classification = resolved.servable.classification
-        if resolved.servable.kind != "image" or classification is None:
-            raise InvalidContent(f"{model} is no image classifier: evaluate takes labelled images")
-        samples = find_samples(folder, classification.labels)
+        classification, kind = resolved.servable.classification, resolved.servable.kind
+        if kind == "tensor" or classification is None:
+            raise InvalidContent(f"{model} is no classifier of images or texts: evaluate takes labelled ones")
+        samples = (find_texts if kind == "text" else find_samples)(folder, classification.labels)
         chosen = [resolved, *_steps(resolved.servable, model)] if against_steps else [resolved]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as progress:
             task = progress.add_task(f"{resolved.servable.name}@{resolved.servable.version}", total=len(samples))
             results = evaluate_together(Inference(registry), chosen, samples, partial(progress.advance, task))
         alone = [asdict(result) for result in results[1:]]
-        emit(as_json, asdict(results[0]) | ({"alone": alone} if against_steps else {}), lambda: _report(*results))
+        emit(as_json, asdict(results[0]) | ({"alone": alone} if against_steps else {}), lambda: _report(kind, *results))
 
 
 def _steps(servable: Servable, model: str) -> list[Resolved]:
@@ -71,9 +77,9 @@ def _steps(servable: Servable, model: str) -> list[Resolved]:
     return list({step.servable: step.resolved for step in servable.lease().steps}.values())
 
 
-def _report(result: Evaluation, *alone: Evaluation) -> Group:
+def _report(kind: str, result: Evaluation, *alone: Evaluation) -> Group:
     figures = Table(
-        title=f"{result.model}@{result.version} on {result.n} images",
+        title=f"{result.model}@{result.version} on {result.n} {kind}s",
         title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0),
     )  # fmt: skip
     figures.add_column()
@@ -113,7 +119,7 @@ def _report(result: Evaluation, *alone: Evaluation) -> Group:
         rows = [(confusion.actual, confusion.predicted, str(confusion.count)) for confusion in result.confusions]
         parts += ["", _table("most confused", rows, "actual", "predicted", "times")]
     if result.unreadable:
-        parts += ["", f"{len(result.unreadable)} images could not be read; the first: {escape(result.unreadable[0])}"]
+        parts += ["", f"{len(result.unreadable)} {kind}s could not be read; the first: {escape(result.unreadable[0])}"]
     return Group(*parts)
 
 

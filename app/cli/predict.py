@@ -20,21 +20,31 @@ from app.processing.tensor import tensors_to_json
 
 def predict(
     model: Annotated[str, typer.Argument(help="name, name@version or name@alias")],
-    content: Annotated[Path, typer.Argument(help="An image, or a JSON file of rows of numbers; - reads stdin.")],
+    content: Annotated[
+        Path | None, typer.Argument(help="An image, a text, or a JSON file of rows of numbers; - reads stdin.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", help="A text, for a model of texts.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many labels to show.")] = 5,
     models: ModelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer one photo, or rows of numbers, with a model of the registry; no server is needed."""
+    """Answer one photo or text, or rows of numbers, with a model of the registry; no server is needed."""
     from app.library import load
     from app.processing.classification import Prediction
 
     settings = read_settings(models=models)
     with failing_cleanly():
         loaded = load(model, models=settings.models)
-        data = _read(content)
-        is_image = loaded.takes_images
-        result = loaded.predict(data if is_image else _rows(data, content), top_k)
+        if (content is None) == (text is None):
+            raise InvalidContent("say what shall be answered: a file, or --text")
+        if content is None:
+            if loaded.kind != "text":
+                raise InvalidContent(f"{loaded.name} takes no texts: give it the path of a file")
+            given: Any = text
+        else:
+            data = _read(content)
+            given = _rows(data, content) if loaded.kind == "tensor" else data
+        result = loaded.predict(given, top_k)
         is_plural = isinstance(result, list) and not any(isinstance(row, Prediction) for row in result)
         rows: list[Any] = result if is_plural else [result]  # type: ignore[assignment]
         answer = {"model": loaded.name, "version": loaded.version, "results": [_plain(row) for row in rows]}

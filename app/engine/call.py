@@ -68,7 +68,7 @@ class Call:
 
 @dataclass(slots=True)
 class Answer:
-    """`items` has one entry for each row or image of the call, in order; an image that failed is its error.
+    """`items` has one entry for each row, image or text of the call, in order; one that failed is its error.
 
     `tensors` is set for calls of tensors and for models whose answer is the tensors themselves. `answered_by`: of a
     cascade the number of the step that answered each row or image that has an answer. `violations`: what the policies

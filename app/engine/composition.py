@@ -263,17 +263,26 @@ def _run_now(lease: Lease, piece: Content | Tensors, call: Call) -> Part | BaseE
 
 
 def pieces_of(call: Call, composed: Composed) -> list[Content | Tensors | HeadwayError]:
-    """Each image of a call, or all its rows. Raises InvalidContent and its kin."""
+    """Each image of a call, each text as tensors, or all its rows. Raises InvalidContent and its kin."""
     composed.check_names(call.outputs)
     if not isinstance(call.inputs, Content):
         composed.check(call.inputs)
         pieces: list[Content | Tensors | HeadwayError] = [call.inputs]
     elif call.inputs.kind == "image" == composed.kind:
         return [item if isinstance(item, HeadwayError) else Content("image", (item,)) for item in call.inputs.items]
+    elif call.inputs.kind == "text" == composed.kind:
+        return [_prepare_text(composed, item) for item in call.inputs.items]
     else:
         pieces = [composed.prepare(call.inputs.kind, call.inputs.items[0])]
     composed.count(pieces[0])  # type: ignore[arg-type]
     return pieces
+
+
+def _prepare_text(composed: Composed, text: Any) -> Tensors | HeadwayError:
+    try:
+        return composed.prepare("text", text)
+    except HeadwayError as exc:
+        return exc
 
 
 def _offer(sample: BinSample, piece: Content | Tensors, outputs: Tensors, *, is_prepared: bool) -> None:

@@ -20,7 +20,7 @@ from app.tensors import Tensors
 
 @dataclass(slots=True)
 class Piece:
-    """What one work computes: an encoded image or so (`kind` is set), or rows of tensors.
+    """What one work computes: an encoded image or a text (`kind` is set), or rows of tensors.
 
     `violations` of a call stand in the first of its works.
     """
@@ -64,7 +64,7 @@ class Execution:
         )
 
     def works(self, call: Call) -> list[Work | HeadwayError]:
-        """A work for each image, and for each `max_rows` rows of tensors; for an item that is an error that error.
+        """A work for each image or text, and for each `max_rows` rows of tensors; an item that is an error stays it.
 
         Raises InvalidContent and its kin.
         """

@@ -26,13 +26,24 @@ LABELS_FILE = "labels.csv"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
+    """A labelled image, or, with `text`, one that stands at `line` of the file `path`."""
+
     path: Path
     class_index: int
+    text: str | None = None
+    line: int = 0
+
+    def __str__(self) -> str:
+        return str(self.path) if self.text is None else f"{self.path}, line {self.line}"
+
+    def read(self) -> Content:
+        """Raises OSError."""
+        return Content("image", (self.path.read_bytes(),)) if self.text is None else Content("text", (self.text,))
 
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How often images of class `actual` were taken for `predicted`."""
+    """How often inputs of class `actual` were taken for `predicted`."""
 
     actual: str
     predicted: str
@@ -51,8 +62,8 @@ class StepUse:
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Ratios in 0…1. Macro figures are over the classes that occur as actual or as predicted (as scikit-learn's
-    are), with 0 where a class was never predicted. Latency is of the whole path from the bytes of an image in memory to
-    its labels, one at a time, warm. What an image costs is `mean_cpu_ms`: CPU time of all threads. `steps` is empty
+    are), with 0 where a class was never predicted. Latency is of the whole path from an image or text in memory to its
+    labels, one at a time, warm. What one costs is `mean_cpu_ms`: CPU time of all threads. `steps` is empty
     where the version is no cascade."""
 
     model: str
@@ -130,13 +141,13 @@ def record_together(
     for number, sample in enumerate(samples):
         first = number % len(records)
         try:
-            image = sample.path.read_bytes()
+            content = sample.read()
         except OSError as exc:
             for record in records:
                 record.skip(sample, exc)
         else:
             for record in (*records[first:], *records[:first]):
-                record.add(inference, number, sample, image)
+                record.add(inference, number, sample, content)
         progress()
     return records
 
@@ -154,12 +165,12 @@ class Record:
         self._unreadable: list[str] = []
         self._answered_by: list[int] = []
 
-    def add(self, inference: Inference, number: int, sample: Sample, image: bytes) -> None:
+    def add(self, inference: Inference, number: int, sample: Sample, content: Content) -> None:
         try:
             if not self.predicted:
-                predict_image(inference, self.resolved, image)  # the first counts from its second run on
+                predict_content(inference, self.resolved, content)  # the first counts from its second run on
             started, cpu_started = time.perf_counter(), time.process_time()
-            predicted, answered_by = predict_image(inference, self.resolved, image)
+            predicted, answered_by = predict_content(inference, self.resolved, content)
         except InvalidContent as exc:
             self.skip(sample, exc)
             return
@@ -171,14 +182,14 @@ class Record:
         self._answered_by += answered_by
 
     def skip(self, sample: Sample, reason: Exception) -> None:
-        self._unreadable.append(f"{sample.path}: {reason}")
+        self._unreadable.append(f"{sample}: {reason}")
 
     def summarise(self) -> Evaluation:
+        servable = self.resolved.servable
         if not self._actual:
             raise InvalidContent(
-                f"none of the {len(self._unreadable)} images could be read; the first: {self._unreadable[0]}"
+                f"none of the {len(self._unreadable)} {servable.kind}s could be read; the first: {self._unreadable[0]}"
             )
-        servable = self.resolved.servable
         labels = servable.classification.labels if servable.classification else ()
         summary = _summarise(
             self.resolved, labels, self._actual, self._ranked, self._latencies, self._cpu_seconds, self._unreadable
@@ -204,8 +215,12 @@ def _step_uses(servable: Servable, answered_by: Sequence[int]) -> tuple[StepUse,
 
 
 def predict_image(inference: Inference, resolved: Resolved, image: bytes) -> tuple[list[int], tuple[int, ...]]:
+    """As `predict_content`, of an encoded image."""
+    return predict_content(inference, resolved, Content("image", (image,)))
+
+
+def predict_content(inference: Inference, resolved: Resolved, content: Content) -> tuple[list[int], tuple[int, ...]]:
     """The five best classes, and of a cascade the number of the step that answered. Raises InvalidContent and kin."""
-    content = Content("image", (image,))
     answer = inference.predict_now(Call(content, deadline=float("inf"), top_k=5), resolved)
     item = (answer.items or ())[0]
     if isinstance(item, HeadwayError):

@@ -12,6 +12,7 @@ import numpy as np
 from app.errors import InvalidContent
 from app.optimize.baseline import find_inputs
 from app.optimize.evaluate import find_samples
+from app.optimize.texts import find_texts
 from app.registry.servable import Content, Servable
 from app.tensors import NUMPY_DTYPES, Array, Tensors, TensorSpec
 
@@ -48,20 +49,22 @@ def find_labelled(servable: Servable, source: Path) -> Examples:
     """With the classes that are right. Raises InvalidContent with the file and line.
 
     Photos: a folder with labels.csv (filename, class_index) or one folder a class. Rows: a CSV file whose first line
-    names a column class_index, or an .npz file with an array of that name beside the one with the rows.
+    names a column class_index, or an .npz file with an array of that name beside the one with the rows. Texts: a CSV
+    file with the columns text, and class_index or label.
     """
-    _check_inputs(servable)
+    if servable.kind != "text":
+        _check_inputs(servable)
     if servable.classification is None:
         raise InvalidContent(f"{servable.name} is no classifier: there are no classes that could be right or wrong")
     labels = servable.classification.labels
     name = source.resolve().name
-    if servable.kind == "image":
-        samples = find_samples(source, labels)
+    if servable.kind != "tensor":
+        samples = find_texts(source, labels) if servable.kind == "text" else find_samples(source, labels)
         return Examples(
             name,
             len(samples),
-            lambda number: str(samples[number].path),
-            lambda number: servable.prepare("image", samples[number].path.read_bytes()),
+            lambda number: str(samples[number]),
+            lambda number: servable.prepare(servable.kind, samples[number].read().items[0]),
             [sample.class_index for sample in samples],
         )
     spec = servable.input_specs[0]
@@ -75,6 +78,13 @@ def find_labelled(servable: Servable, source: Path) -> Examples:
         lambda number: {spec.name: typed[number : number + 1]},
         classes.tolist(),
     )
+
+
+def pick(count: int, most: int, seed: int) -> list[int]:
+    """`most` of `count` numbers at random, in ascending order; all where there are no more."""
+    if count <= most:
+        return list(range(count))
+    return sorted(np.random.default_rng(seed).choice(count, most, replace=False).tolist())
 
 
 def _check_inputs(servable: Servable) -> None:

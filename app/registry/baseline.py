@@ -217,6 +217,8 @@ def _misfits(baseline: Baseline, manifest: Manifest) -> Iterator[str]:
         columns = shape[1] if len(shape) == 2 and len(manifest.inputs) == 1 else 0
         if columns != -1 and len(names) != min(columns, MAX_FEATURES):
             yield f"features: has {len(names)}, but the version takes {columns} numbers a row"
+    if manifest.content_kind == "text":
+        yield "features: those of texts are not counted"
     wanted = ANSWER_FEATURES[manifest.answer.type]
     for key in _ANSWERS:
         if (key in wanted) != (key in baseline.answers):

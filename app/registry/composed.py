@@ -218,7 +218,7 @@ class Composed(Servable):
             return _describe_labels(step.classification.labels, self.classification.labels)
         if step.batch_axis is None:
             return "does not answer each row for itself (batch.axis), so its rows cannot be combined"
-        if self.kind == "tensor" and not self._takes_same(step):
+        if self.kind != "image" and not self._takes_same(step):
             takes, gives = (", ".join(map(str, one.input_specs)) for one in (step, self))
             return f"takes {takes}, but inputs says {gives}; all steps take what the composition does"
         return None

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from app.errors import InvalidContent
+from app.processing.text import DEFAULT_MAX_CHARACTERS, takes_text
 from app.registry.batch_axis import BatchAxis, mixes_rows
 from app.registry.golden_record import GOLDEN_FILE, record_golden
 from app.registry.manifest import MODEL_FILES
@@ -22,6 +23,8 @@ from app.registry.probe import are_probable, are_shares, last_size, open_model_f
 from app.registry.store import file_sha256, read_labels
 from app.runtimes.base import Runtime
 from app.runtimes.onnx_file import external_locations
+from app.runtimes.packed import SUFFIX as PACKED
+from app.runtimes.packed import unpacked_size
 from app.tensors import Tensors, TensorSpec
 
 LABELS_FILE = "labels.txt"
@@ -32,8 +35,8 @@ _IMAGE_KEYS = ("resize", "crop", "filter", "colour", "layout", "normalise")
 class Wishes:
     """What the owner says.
 
-    `image` holds keys of `processing` of type image; `content` "tensor" says that an input that looks like a photo is
-    none. `golden` is a directory: golden.json with its images, or requests whose answers are recorded now.
+    `image` holds keys of `processing` of type image; `content` "tensor" says that an input that looks like a photo or a
+    text is none. `golden` is a directory: golden.json with its images, or requests whose answers are recorded now.
     """
 
     name: str
@@ -42,7 +45,7 @@ class Wishes:
     task: str | None = None
     output: str | None = None
     activation: str | None = None
-    content: Literal["image", "tensor"] | None = None
+    content: Literal["image", "text", "tensor"] | None = None
     image: Mapping[str, Any] = field(default_factory=dict)
     batch_axis: Literal["auto", "0", "none"] = "auto"
     shared: tuple[str, ...] = ()
@@ -154,6 +157,8 @@ class Draft:
             if wishes.image:
                 raise InvalidContent(f"--content tensor contradicts --{min(wishes.image)}")
             return {"type": "tensor"}
+        if wishes.content == "text" or (wishes.content is None and takes_text(runtime.inputs)):
+            return self._text(runtime)
         photo = photo_form(runtime.inputs)
         if not wishes.image and wishes.content is None and photo is None:
             return {"type": "tensor"}
@@ -169,6 +174,15 @@ class Draft:
                 "send numbers"
             )
         return {"type": "image", **{key: found[key] for key in _IMAGE_KEYS}}
+
+    def _text(self, runtime: Runtime) -> dict[str, Any]:
+        if self._wishes.image:
+            raise InvalidContent(f"{_list(runtime.inputs)} takes texts, and --{min(self._wishes.image)} is for photos")
+        if not takes_text(runtime.inputs):
+            raise InvalidContent(
+                f"--content text needs a model with one input, BYTES [n] or [n, 1]; this has {_list(runtime.inputs)}"
+            )
+        return {"type": "text", "max_characters": DEFAULT_MAX_CHARACTERS}
 
     def _answer(self, runtime: Runtime, sample: Tensors | None) -> dict[str, Any]:
         wishes, labels = self._wishes, self._labels
@@ -230,7 +244,7 @@ class Draft:
             return answer
         if processing == "image":
             return "image-classification"
-        is_text = all(spec.datatype == "BYTES" for spec in inputs)
+        is_text = processing == "text" or all(spec.datatype == "BYTES" for spec in inputs)
         return "text-classification" if is_text else "tabular-classification"
 
 
@@ -244,16 +258,23 @@ def runtime_of(source: Path) -> str:
 
 
 def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
-    """model.yaml, with the digest and size of every other file in `directory`."""
+    """model.yaml, with the digest and size of every other file in `directory`. Card and measurements may change."""
     files = {
-        str(path.relative_to(directory)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        str(path.relative_to(directory)): _file_entry(path)
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in ("model.yaml", "README.md")
+        if path.is_file() and path.name not in ("model.yaml", "README.md", "profiles.json")
     }
     head = {key: content[key] for key in ("schema", "name", "version", "task", "runtime")}
     whole = {**head, "files": files, **_without(content, *head)}
     text = yaml.dump(whole, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
     (directory / "model.yaml").write_text(text, encoding="utf-8")
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+    if path.name.removesuffix(PACKED) in MODEL_FILES.values() and path.suffix == PACKED:
+        entry["unpacked_bytes"] = unpacked_size(path)
+    return entry
 
 
 class _Dumper(yaml.SafeDumper):

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from app.errors import InsufficientMemory, RegistryError, RunFailed
+from app.processing.text import TextProcessing
 from app.registry.baseline import Baseline, load_baseline
 from app.registry.bin_sample import BinSample
 from app.registry.composed import Composed, ResolveStep
@@ -22,6 +23,7 @@ from app.registry.store import Store, verify_files
 from app.runtimes.base import Runtime
 from app.runtimes.onnx import OnnxRuntime
 from app.runtimes.onnx_file import external_locations
+from app.runtimes.packed import unpacked_size
 from app.runtimes.pool import RuntimePool
 from app.runtimes.tflite import TfliteRuntime
 from app.tensors import NUMPY_DTYPES, Array
@@ -54,6 +56,8 @@ def load_servable(
         )
     if manifest.composition is not None:
         return _load_composed(manifest, directory, steps, baseline)
+    if manifest.is_packed:
+        _check_unpacked_size(directory, manifest)
     _check_external_files(directory, manifest)
     runtime = _open_runtime(manifest, directory / manifest.model_file, threads)
     try:
@@ -67,6 +71,16 @@ def load_servable(
     if baseline is not None:
         servable.sample = BinSample(manifest, servable.classification, baseline)
     return servable
+
+
+def _check_unpacked_size(directory: Path, manifest: Manifest) -> None:
+    """Before it is unpacked: what memory it takes has been decided by what model.yaml says."""
+    path, entry = directory / manifest.model_file, manifest.files[manifest.model_file]
+    found = unpacked_size(path)
+    if found != entry.unpacked_bytes:
+        raise RegistryError(
+            f"{path}: unpacks to {found} bytes, model.yaml (files) says {entry.unpacked_bytes}; copy the version again"
+        )
 
 
 def _check_external_files(directory: Path, manifest: Manifest) -> None:
@@ -122,20 +136,20 @@ def _warm_up(servable: Servable) -> None:
 
     Raises RegistryError where the model fails, or gives what its manifest does not say.
     """
-    photo = _grey_photo() if servable.kind == "image" else None
-    _try_run(servable, photo)
-    servable.warm_seconds = _try_run(servable, photo)
+    content = _trial_content(servable)
+    _try_run(servable, content)
+    servable.warm_seconds = _try_run(servable, content)
     for _ in range(_MORE_RUNS):
         if servable.warm_seconds < _QUICK_SECONDS:
-            servable.warm_seconds = min(servable.warm_seconds, _try_run(servable, photo))
+            servable.warm_seconds = min(servable.warm_seconds, _try_run(servable, content))
 
 
-def _try_run(servable: Servable, photo: bytes | None) -> float:
-    """One run of the whole path; returns what it took in seconds."""
+def _try_run(servable: Servable, content: bytes | None) -> float:
+    """One run of the whole path, without content on zeros; returns what it took in seconds."""
     started = time.monotonic()
     try:
-        if photo is not None:
-            outputs = servable.run_item("image", photo)
+        if content is not None:
+            outputs = servable.run_item(servable.kind, content)
         else:
             specs = servable.manifest.input_specs
             outputs = servable.run({spec.name: _zeros(spec.datatype, spec.shape) for spec in specs})
@@ -145,6 +159,14 @@ def _try_run(servable: Servable, photo: bytes | None) -> float:
     servable.check_outputs(outputs)
     servable.answer(outputs, 1)
     return time.monotonic() - started
+
+
+def _trial_content(servable: Servable) -> bytes | None:
+    """A photo, or a text that is as long as a sentence."""
+    processing = servable.manifest.processing
+    if isinstance(processing, TextProcessing):
+        return b"The quick brown fox jumps over the lazy dog, twice."[: processing.max_characters]
+    return _grey_photo() if servable.kind == "image" else None
 
 
 def _grey_photo() -> bytes:

@@ -15,10 +15,13 @@ from app.errors import RegistryError
 from app.processing.consistency import InputCheck
 from app.processing.image import ImageProcessing
 from app.processing.tensor import TensorProcessing
+from app.processing.text import TextProcessing, takes_text
 from app.processing.value_policy import ValuePolicy
+from app.registry.robustness_gate import RobustnessGates
 from app.registry.steps import Composition
 from app.registry.versions import MODEL_NAME, Version
 from app.registry.yaml import read_yaml
+from app.runtimes.packed import SUFFIX as PACKED
 from app.tensors import Datatype, TensorSpec
 
 SCHEMA = 1
@@ -33,8 +36,11 @@ class _Section(BaseModel):
 
 
 class FileEntry(_Section):
+    """`unpacked_bytes` is of a model file that is kept compressed."""
+
     sha256: str = Field(pattern=f"^{_SHA256}$")
     bytes: int = Field(ge=0)
+    unpacked_bytes: int | None = Field(default=None, ge=0)
 
 
 class TensorEntry(_Section):
@@ -168,10 +174,11 @@ class Manifest(_Section):
     outputs: tuple[TensorEntry, ...] = Field(min_length=1)
     batch: Batch = Batch()
     limits: Limits = Limits()
-    processing: Annotated[ImageProcessing | TensorProcessing, Field(discriminator="type")]
+    processing: Annotated[ImageProcessing | TextProcessing | TensorProcessing, Field(discriminator="type")]
     answer: Annotated[ClassificationAnswer | RegressionAnswer | TensorAnswer, Field(discriminator="type")]
     golden: Golden | None = None
     baseline: str | None = None
+    min_robust_accuracy: RobustnessGates = ()
     licence: str = Field(min_length=1)
     training: Training | None = None
     evaluation: tuple[Evaluation, ...] = ()
@@ -181,7 +188,7 @@ class Manifest(_Section):
     def needed_bytes(self) -> int:
         """Memory that loading takes: as it was measured, else three times the files; for each instance."""
         measured = max((entry.rss_mb or 0 for entry in self.evaluation), default=0) * 1e6
-        one = measured or 3 * sum(entry.bytes for entry in self.files.values())
+        one = measured or 3 * sum(entry.unpacked_bytes or entry.bytes for entry in self.files.values())
         return int(one) * (self.limits.instances or 1)
 
     @field_validator("schema_")
@@ -221,6 +228,10 @@ class Manifest(_Section):
             needed.append(self.golden.file)
         if self.baseline is not None:
             needed.append(self.baseline)
+        if {self.model_file, self.model_file.removesuffix(PACKED)} <= self.files.keys() and self.is_packed:
+            raise ValueError("files has the model twice, compressed and not; leave one of them")
+        if self.is_packed and self.files[self.model_file].unpacked_bytes is None:
+            raise ValueError(f"files: {self.model_file} lacks unpacked_bytes, its size when it is unpacked")
         for name in needed:
             if name not in self.files:
                 raise ValueError(f"files lacks {name!r}, which this version reads; add it with its sha256 and bytes")
@@ -228,8 +239,12 @@ class Manifest(_Section):
             outputs = [entry.name for entry in self.outputs]
             if self.answer.output not in outputs:
                 raise ValueError(f"answer.output is {self.answer.output!r}, but the outputs are {', '.join(outputs)}")
+        if self.min_robust_accuracy and not isinstance(self.answer, ClassificationAnswer):
+            raise ValueError("min_robust_accuracy is for classifiers; leave it out")
         if self.processing.type == "image" and len(self.inputs) != 1:
             raise ValueError("processing of type image needs exactly one input")
+        if self.processing.type == "text" and not takes_text(self.input_specs):
+            raise ValueError("processing of type text needs exactly one input, BYTES of the shape [-1] or [-1, 1]")
         self._check_composition()
         return self
 
@@ -248,13 +263,21 @@ class Manifest(_Section):
         shape, dtype = self.outputs[0].shape, self.outputs[0].datatype
         if len(self.outputs) != 1 or len(shape) != 2 or shape[0] != -1 or dtype not in ("FP32", "FP64"):
             raise ValueError("a composition has one output, FP32 or FP64 of the shape [-1, number of labels]")
+        if self.min_robust_accuracy:
+            raise ValueError("a composition takes no min_robust_accuracy: write it in model.yaml of its steps")
         if any(entry.shape[:1] != (-1,) or not entry.batched for entry in self.inputs):
             raise ValueError("the inputs of a composition have a free first size (-1): its rows")
 
     @property
     def model_file(self) -> str:
-        """The file that is the model; of a composition model.yaml itself."""
-        return MODEL_FILES.get(self.runtime, "model.yaml")
+        """The file that is the model, `….gz` where it is kept compressed; of a composition model.yaml itself."""
+        name = MODEL_FILES.get(self.runtime, "model.yaml")
+        return name + PACKED if name + PACKED in self.files else name
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the model file is kept compressed."""
+        return self.model_file.endswith(PACKED)
 
     @property
     def input_specs(self) -> tuple[TensorSpec, ...]:
@@ -265,7 +288,7 @@ class Manifest(_Section):
         return tuple(entry.spec for entry in self.outputs)
 
     @property
-    def content_kind(self) -> Literal["image", "tensor"]:
+    def content_kind(self) -> Literal["image", "text", "tensor"]:
         """Which kind of request content this model takes at /predict."""
         return self.processing.type
 

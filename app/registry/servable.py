@@ -15,6 +15,7 @@ from app.processing.classification import Classification, Prediction
 from app.processing.consistency import Consistency, Violation
 from app.processing.image import ImageProcessing, ImageProcessor
 from app.processing.tensor import check_tensors, tensors_from_json
+from app.processing.text import TextProcessing, TextProcessor
 from app.registry.batch_axis import BatchAxis, join, mixes_rows
 from app.registry.bin_sample import BinSample
 from app.registry.manifest import ClassificationAnswer, Manifest, RegressionAnswer, TensorAnswer
@@ -23,16 +24,16 @@ from app.registry.store import read_labels
 from app.runtimes.base import Cancellation, Runtime
 from app.tensors import NUMPY_DTYPES, Array, Tensors
 
-ContentKind = Literal["image", "tensor"]
+ContentKind = Literal["image", "text", "tensor"]
 
 
 @dataclass(slots=True)
 class Content:
     """What a caller sends before processing.
 
-    kind "image": each item the bytes of one encoded image. kind "tensor": one item, the nested lists (or a mapping
-    of input name to nested lists) of one call. An item that could not be decoded is its HeadwayError, and is answered
-    with it.
+    kind "image": each item the bytes of one encoded image. kind "text": each item a string, or its bytes in UTF-8.
+    kind "tensor": one item, the nested lists (or a mapping of input name to nested lists) of one call. An item that
+    could not be decoded is its HeadwayError, and is answered with it.
     """
 
     kind: ContentKind
@@ -78,9 +79,10 @@ class Servable:
         self.batch_axis = BatchAxis.of(manifest)
         axis = self.batch_axis
         self.input_specs = axis.free(manifest.input_specs) if axis is not None else manifest.input_specs
-        self._image_input = manifest.inputs[0].name
+        self._only_input = manifest.inputs[0].name
         self._images = ImageProcessor(manifest.processing) if isinstance(manifest.processing, ImageProcessing) else None
         self._check_images()
+        self._texts = self._text_processor()
         self.consistency = self._consistency()
         self.classification = self._classification()
 
@@ -100,7 +102,9 @@ class Servable:
         if kind != self.kind:
             raise InvalidContent(f"{self.name} takes {_KIND_WORDS[self.kind]}, not {_KIND_WORDS[kind]}")
         if self._images is not None:
-            return {self._image_input: self._images.prepare(item)}
+            return {self._only_input: self._images.prepare(item)}
+        if self._texts is not None:
+            return {self._only_input: self._texts.prepare(item)}
         if self.consistency is not None:
             return self.consistency.read(item, self.input_specs, [] if found is None else found)
         return tensors_from_json(item, self.input_specs)
@@ -117,6 +121,8 @@ class Servable:
         if self.consistency is not None:
             return self.consistency.check(tensors, self.input_specs, [] if found is None else found)
         check_tensors(tensors, self.input_specs)
+        if self._texts is not None:
+            self._texts.check(tensors[self._only_input])
         return tensors
 
     def check_batch_axis(self) -> None:
@@ -210,8 +216,9 @@ class Servable:
             raise RegistryError(f"{path}: outputs: values is for inputs; leave it out here")
         if not policies:
             return None
-        if self._images is not None:
-            raise RegistryError(f"{path}: inputs: values is for numbers of callers, and this version takes images")
+        if self.kind != "tensor":
+            words = _KIND_WORDS[self.kind]
+            raise RegistryError(f"{path}: inputs: values is for numbers of callers, and this version takes {words}")
         if self.manifest.composition is not None:
             raise RegistryError(f"{path}: inputs: a composition has no values; write them in model.yaml of its steps")
         return Consistency(policies)
@@ -228,6 +235,10 @@ class Servable:
                 f"has {output.shape[-1] if output.shape else 'no'} classes"
             )
         return Classification(labels, answer.activation)
+
+    def _text_processor(self) -> TextProcessor | None:
+        processing = self.manifest.processing
+        return TextProcessor(processing, self.input_specs[0]) if isinstance(processing, TextProcessing) else None
 
     def _check_images(self) -> None:
         if self._images is None:
@@ -258,7 +269,7 @@ class Servable:
                 raise RegistryError(f"{path}: inputs: the file also needs {', '.join(map(str, by_name.values()))}")
 
 
-_KIND_WORDS = {"image": "images", "tensor": "numbers (the key inputs)"}
+_KIND_WORDS = {"image": "images", "text": "texts (the key text)", "tensor": "numbers (the key inputs)"}
 
 
 def _compatible(declared: tuple[int, ...], actual: tuple[int, ...]) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from app.errors import InvalidTensor, RunFailed, RuntimeLoadError
 from app.runtimes.base import Cancellation
+from app.runtimes.packed import SUFFIX, read_model_file
 from app.tensors import Array, Tensors, TensorSpec, object_array
 
 # Builds of 2026 make an id of the machine, keep it in the home directory and report to their maker, from a thread of
@@ -98,8 +99,9 @@ def _create_session(path: Path, threads: int) -> Any:
     options.log_severity_level = 3
     # A spinning thread pool burns the core that the next request's decoding needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source = read_model_file(path) if path.suffix == SUFFIX else str(path)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as exc:  # as above: no common base class below Exception
         raise RuntimeLoadError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_one_line(exc)}") from exc
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from app.errors import RuntimeLoadError
+from app.runtimes.packed import SUFFIX, read_model_file
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_FIELDS = 20_000_000
@@ -36,18 +37,24 @@ def external_locations(path: Path) -> list[str]:
 
     Raises RuntimeLoadError where the file is no protobuf message.
     """
+    if path.suffix == SUFFIX:
+        return _locations(read_model_file(path), path)
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             raise RuntimeLoadError(f"{path}: is empty; it is no ONNX model")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
-                return list(dict.fromkeys(_Walk(data).locations(_MODEL, 0, len(data), 0)))
-            except (ValueError, IndexError) as exc:
-                raise RuntimeLoadError(f"{path}: is no ONNX model ({exc})") from exc
+            return _locations(data, path)
+
+
+def _locations(data: mmap.mmap | bytes, path: Path) -> list[str]:
+    try:
+        return list(dict.fromkeys(_Walk(data).locations(_MODEL, 0, len(data), 0)))
+    except (ValueError, IndexError) as exc:
+        raise RuntimeLoadError(f"{path}: is no ONNX model ({exc})") from exc
 
 
 class _Walk:
-    def __init__(self, data: mmap.mmap) -> None:
+    def __init__(self, data: mmap.mmap | bytes) -> None:
         self._data = data
         self._fields = 0
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from app.errors import RunFailed, RuntimeLoadError
 from app.runtimes.base import Cancellation
+from app.runtimes.packed import read_model_file
 from app.tensors import NUMPY_DTYPES, Array, Tensors, TensorSpec, shape_matches
 
 _MARK = b"TFL3"
@@ -182,7 +183,7 @@ def _port(name: str, details: Mapping[str, Any], floats: Collection[str], path: 
 
 def _read(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        content = read_model_file(path)
     except OSError as exc:
         raise RuntimeLoadError(f"{path}: cannot be read: {exc.strerror}") from exc
     if content[4:8] != _MARK:
@@ -193,7 +194,7 @@ def _read(path: Path) -> bytes:
 def _create_interpreter(content: bytes, threads: int) -> Any:
     from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
 
-    with _no_banner():
+    with no_banner():
         interpreter = Interpreter(model_content=content, num_threads=threads)
         interpreter.allocate_tensors()
     return interpreter
@@ -203,7 +204,7 @@ _banner_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def _no_banner() -> Iterator[None]:
+def no_banner() -> Iterator[None]:
     """Keep LiteRT's greeting off stderr, where a machine reads lines of JSON: no setting turns it off.
 
     What other threads write meanwhile is written afterwards.

@@ -1,4 +1,4 @@
-// The page at /: choose a model, give it a photo, a drawing or rows, read its answer and where the time went.
+// The page at /: choose a model, give it a photo, a text, a drawing or rows, read its answer and where the time went.
 // No build step. Addresses are relative, for root paths; the server's words are only ever set as text.
 
 const STAGES = ["decode", "queue", "preprocess", "inference", "postprocess"];
@@ -41,8 +41,9 @@ function buildRequest() {
     const headers = { "Content-Type": state.photo.type || "image/unknown" };
     return { path: `predict?model=${ref}`, method: "POST", headers, body: state.photo };
   }
-  const inputs = state.pane === "draw" ? [drawing.toRow()] : readRows();
-  const body = JSON.stringify({ inputs, model: ref });
+  const inputs = state.pane === "draw" ? () => [drawing.toRow()] : readRows;
+  const content = state.pane === "text" ? { text: $("text").value } : { inputs: inputs() };
+  const body = JSON.stringify({ ...content, model: ref });
   return { path: "predict", method: "POST", headers: { "Content-Type": "application/json" }, body };
 }
 
@@ -118,6 +119,7 @@ async function chooseModel() {
   $("model-note").textContent = (choice.task ?? choice.kind).replace("-", " ");
   clearAnswer();
   if (choice.kind === "image") return showPane("photo", "Choose a photo to see what it shows.");
+  if (choice.kind === "text") return showPane("text", "Write a text to see how it is read.");
   showPane(null, "Loading the model’s card…");
   try {
     const { body } = await send({ path: `models/${choice.name}/${choice.version}` });
@@ -148,7 +150,7 @@ function exampleRows(inputs) {
 
 function showPane(pane, invitation) {
   state.pane = pane;
-  for (const name of ["photo", "draw", "rows"]) $(`${name}-pane`).hidden = name !== pane;
+  for (const name of ["photo", "text", "draw", "rows"]) $(`${name}-pane`).hidden = name !== pane;
   $("predict").hidden = pane === null;
   setStatus(invitation);
 }

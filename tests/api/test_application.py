@@ -25,7 +25,7 @@ REQUESTS: tuple[tuple[str, str, bytes, dict[str, str]], ...] = (
     ("POST", "/predict", GOOD, {"headway-timeout-ms": "x"}),
     ("POST", "/predict", b"{", {}),
     ("POST", "/predict", b'{"inputs": [[1]], "model": "none"}', {}),
-    ("POST", "/predict", GOOD, {"content-type": "text/plain"}),
+    ("POST", "/predict", GOOD, {"content-type": "text/html"}),
     ("GET", "/predict", b"", {}),
     ("HEAD", "/predict", b"", {}),
     ("OPTIONS", "/predict", b"", {}),

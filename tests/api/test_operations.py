@@ -38,7 +38,7 @@ def test_probes_answer(client: httpx.Client, probe: str, status: str) -> None:
 
 def test_models_lists_what_is_served(client: httpx.Client) -> None:
     listed = client.get("/models").json()
-    assert listed["defaults"] == {"image": "efficientnet-lite0", "tensor": "digits"}
+    assert listed["defaults"] == {"image": "efficientnet-lite0", "text": "sentiment", "tensor": "digits"}
     models = {model["name"]: model for model in listed["models"]}
     assert models["digits"]["aliases"] == {"stable": "1.1.0"}
     assert models["digits"]["release"] == "explicit"
@@ -88,7 +88,7 @@ def test_metrics_never_take_a_label_from_a_request(client: httpx.Client, server:
     counted = samples(server, "headway_requests_total")
     models = {dict(labels)["model"] for labels in counted}
     assert "unknown" in models
-    assert models <= {"unknown", "digits", "digits-cascade", "efficientnet-lite0"}
+    assert models <= {"unknown", "digits", "digits-cascade", "efficientnet-lite0", "sentiment", "recommender"}
 
 
 def test_metrics_have_the_names_of_the_contract(client: httpx.Client, server: RunningServer, cat: bytes) -> None:

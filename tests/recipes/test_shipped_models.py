@@ -19,7 +19,12 @@ MODELS = ROOT / "models"
 VERSIONS = sorted(path.parent for path in MODELS.glob("*/*/model.yaml"))
 MAX_GOLDEN_BYTES = 60_000
 
-each_version = pytest.mark.parametrize("directory", VERSIONS, ids=lambda path: f"{path.parent.name}-{path.name}")
+CLASSIFIERS = [path for path in VERSIONS if (path / "labels.txt").exists()]
+
+each_version, each_classifier = (
+    pytest.mark.parametrize("directory", directories, ids=lambda path: f"{path.parent.name}-{path.name}")
+    for directories in (VERSIONS, CLASSIFIERS)
+)
 
 
 def golden_requests(directory: Path) -> list[dict[str, Any]]:
@@ -39,6 +44,8 @@ def test_versions_shipped() -> None:
         "digits-cascade@1.0.0",
         "efficientnet-lite0@1.1.0",
         "efficientnet-lite0-tflite@1.0.0",
+        "sentiment@1.0.0",
+        "recommender@1.0.0",
     }
 
 
@@ -55,7 +62,7 @@ def test_every_file_is_listed_or_for_people(directory: Path) -> None:
     assert found - set(read_manifest(directory).files) == {"model.yaml", "README.md"}
 
 
-@each_version
+@each_classifier
 def test_labels_unique_without_regard_to_case(directory: Path) -> None:
     labels = read_labels(directory)
     assert len(labels) == read_manifest(directory).outputs[0].shape[-1]
@@ -63,11 +70,11 @@ def test_labels_unique_without_regard_to_case(directory: Path) -> None:
     assert all(label == label.strip() and label and "_" not in label for label in labels)
 
 
-@each_version
+@each_classifier
 def test_golden_requests_shaped_right(directory: Path) -> None:
     manifest, classes = read_manifest(directory), len(read_labels(directory))
     for request in golden_requests(directory):
-        assert len(request["top"]) == 5
+        assert len(request["top"]) == min(5, classes)
         confidences = [entry["confidence"] for entry in request["top"]]
         assert confidences == sorted(confidences, reverse=True)
         assert all(0 <= entry["index"] < classes for entry in request["top"])
@@ -78,6 +85,8 @@ def check_golden_content(request: dict[str, Any], manifest: Manifest, directory:
     if manifest.content_kind == "image":
         assert f"golden/{request['image']}" in manifest.files
         assert (directory / "golden" / request["image"]).stat().st_size < MAX_GOLDEN_BYTES
+    elif manifest.content_kind == "text":
+        assert request["text"].strip()
     else:
         assert [len(row) for row in request["inputs"]] == [manifest.inputs[0].shape[1]]
 
@@ -92,7 +101,8 @@ def test_loads_and_gives_golden_answers(directory: Path) -> None:
 def test_evaluation_says_on_what(directory: Path) -> None:
     manifest = read_manifest(directory)
     (evaluation,) = manifest.evaluation
-    assert evaluation.top1 is not None
+    assert (evaluation.top1 is not None) == (directory in CLASSIFIERS)
+    assert manifest.golden is not None
     assert evaluation.threads == 1
     assert {"p50", "p95"} <= set(evaluation.latency_ms)
     assert evaluation.rss_mb
@@ -120,12 +130,14 @@ def test_releases_name_what_is_there() -> None:
         "digits-cascade": ("1.0.0",),
         "efficientnet-lite0": ("1.1.0",),
         "efficientnet-lite0-tflite": ("1.0.0",),
+        "sentiment": ("1.0.0",),
+        "recommender": ("1.0.0",),
     }
 
 
-def test_defaults_answer_photos_and_numbers() -> None:
+def test_defaults_answer_photos_texts_and_numbers() -> None:
     defaults = Store(MODELS).defaults()
-    assert (defaults.image, defaults.text, defaults.tensor) == ("efficientnet-lite0", None, "digits")
+    assert (defaults.image, defaults.text, defaults.tensor) == ("efficientnet-lite0", "sentiment", "digits")
 
 
 def test_imagenet_names_people_know() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -125,7 +126,9 @@ def test_models_are_listed_with_the_default_first(page: Page) -> None:
             "efficientnet-lite0-tflite@1.0.0 (stable)",
             "digits@1.1.0 (stable)",
             "digits@1.0.0",
+            "sentiment@1.0.0 (stable)",
             "digits-cascade@1.0.0 (stable)",
+            "recommender@1.0.0 (stable)",
         ]
     )
     expect(page.locator("#model")).to_have_value("efficientnet-lite0@1.1.0")
@@ -142,6 +145,17 @@ def test_chosen_photo_gets_labelled_bars_and_stage_times(page: Page) -> None:
     *parts, total, round_trip = (float(text.removesuffix(" ms")) for text in page.locator("dd").all_inner_texts())
     assert sum(parts) == pytest.approx(total, abs=0.05 * len(parts))
     assert 0 < total < round_trip
+
+
+def test_written_text_is_read(page: Page) -> None:
+    page.get_by_label("Model", exact=True).select_option("sentiment@1.0.0")
+    expect(page.locator("#model-note")).to_have_text("text classification")
+    page.get_by_role("button", name="Predict").click()
+    expect(page.locator("#error")).to_contain_text("The text is empty")
+    page.get_by_label("Text", exact=True).fill("A warm and “funny” film. 很好看")
+    page.get_by_role("button", name="Predict").click()
+    expect(page.locator(".bars .label").first).to_have_text("positive")
+    expect(page.locator("#command")).to_have_value(re.compile("很好看.*sentiment@1.0.0"))
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])
@@ -328,4 +342,4 @@ def test_phone_needs_no_sideways_scrolling(phone: Page) -> None:
 
 
 def test_page_stays_small() -> None:
-    assert sum((UI / name).stat().st_size for name in ("index.html", "page.js", "page.css")) < 30_000
+    assert sum((UI / name).stat().st_size for name in ("index.html", "page.js", "page.css")) < 31_000
