@@ -186,6 +186,9 @@ def _values(manifest: Manifest) -> dict[str, str]:
 
 def _rest(manifest: Manifest) -> dict[str, str]:
     found = {"runtime": manifest.runtime, "licence": manifest.licence}
+    for gate in manifest.min_robust_accuracy:
+        key = f"min_robust_accuracy.{gate.attack} of {gate.strength:g}"
+        found[key] = f"{gate.value:g} on {gate.samples} samples"
     return found | ({"serial": str(manifest.serial)} if manifest.serial is not None else {})
 
 

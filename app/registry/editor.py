@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.errors import (
+    Conflict,
     InvalidRelease,
     ModelNotFound,
     RegistryError,
@@ -32,6 +33,7 @@ from app.registry.release import (
     implicit_release,
 )
 from app.registry.release_file import FileCalls, render_release, replace_release
+from app.registry.robustness import find_unmet
 from app.registry.step_graph import list_step_users
 from app.registry.store import Store, digest_of
 from app.registry.versions import Version
@@ -127,7 +129,8 @@ class ReleaseEditor:
 
         `seen` is the digest that the caller decided on: if it is no longer that, nothing is done and ReleaseConflict is
         raised. `unverified` lets a version without golden requests become stable. Raises InvalidRelease, ModelNotFound,
-        VersionNotFound, VersionInUse, VersionUnverified, RegistryBusy, RegistryReadOnly, RegistryFull or RegistryError.
+        VersionNotFound, VersionInUse, VersionUnverified, Conflict (a version that is less robust than its
+        `min_robust_accuracy`, or was not measured), RegistryBusy, RegistryReadOnly, RegistryFull or RegistryError.
         """
         self._check_model(model)
         note = _clean(note or Note())
@@ -230,6 +233,9 @@ class ReleaseEditor:
     def _check_version(self, model: str, text: str) -> None:
         found = self._store.version(model, Version.parse(text))
         if found.manifest is not None:
+            unmet = find_unmet(found.path, found.manifest)
+            if unmet is not None:
+                raise Conflict(f"{model}@{text} may not be released: {unmet}")
             return
         if found.path.is_dir():
             raise VersionNotFound(f"{model}@{text} cannot be released: {found.error}")

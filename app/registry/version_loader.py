@@ -13,8 +13,9 @@ from dataclasses import replace
 from app.errors import HeadwayError, InsufficientMemory
 from app.registry.composed import ResolveStep
 from app.registry.loading import load_servable
-from app.registry.manifest import Manifest
+from app.registry.manifest import Manifest, read_manifest
 from app.registry.quarantine import WorkerQuarantine, describe_quarantine
+from app.registry.robustness import check_robustness
 from app.registry.servable import ContentKind
 from app.registry.status import State, VersionStatus
 from app.registry.store import Store
@@ -84,6 +85,7 @@ class VersionLoader:
         )
         try:
             directory = self._store.root / before.name / before.version
+            check_robustness(directory, read_manifest(directory))
             found = (self._store, self._resolve_step)
             servable = load_servable(directory, self._threads, self._available_bytes(), found)
         except (InsufficientMemory, OSError) as exc:
