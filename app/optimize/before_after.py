@@ -14,9 +14,11 @@ from app.errors import InvalidContent, RunFailed
 from app.optimize.compare import mcnemar_p_value
 from app.optimize.examples import Examples
 from app.optimize.footprint import measure_footprint
+from app.registry.composed import Composed
 from app.registry.manifest import TensorAnswer
 from app.registry.servable import Servable
 from app.registry.store import Store
+from app.runtimes.onnx_file import external_locations
 from app.tensors import Array, Tensors
 
 # Rounds in turn, so that a noisy moment hits both; the first runs of a round refill the caches and do not count.
@@ -241,12 +243,14 @@ def _time_run(version: Servable, tensors: Tensors) -> float:
 
 
 def _model_bytes(version: Servable) -> int:
-    """The model file, and what it keeps beside it: not labels, golden requests or a baseline."""
+    """The model file, and what it keeps beside it; of a composition, those of its steps. Not labels, golden requests, a
+    baseline or pictures."""
+    if isinstance(version, Composed):
+        return sum(_model_bytes(part) for part in {step.servable for step in version.lease().steps})
     manifest = version.manifest
-    others: set[Any] = {manifest.baseline, getattr(manifest.answer, "labels", None)}
-    return sum(
-        entry.bytes for name, entry in manifest.files.items() if name not in others and not name.startswith("golden/")
-    )
+    path = version.directory / manifest.model_file
+    beside = external_locations(path) if manifest.runtime == "onnx" else ()
+    return sum(manifest.files[name].bytes for name in {manifest.model_file, *beside})
 
 
 def _times(ratio: float, better: str, worse: str) -> str:

@@ -21,6 +21,7 @@ from app.optimize.examples import Examples
 from app.optimize.machine import describe_machine
 from app.registry.difference import Bump, bumped
 from app.registry.draft import write_manifest
+from app.registry.golden import recorded_outputs
 from app.registry.loading import load_servable
 from app.registry.manifest import MODEL_FILES, ClassificationAnswer, Manifest
 from app.registry.recycle_bin import RecycleBin
@@ -28,6 +29,8 @@ from app.registry.servable import Servable
 from app.registry.store import Store, verify_files
 from app.registry.versions import Version
 from app.runtimes.onnx_file import external_locations
+from app.runtimes.packed import SUFFIX as PACKED
+from app.runtimes.packed import pack
 
 CARD = "README.md"
 _DIGITS = 6
@@ -43,8 +46,9 @@ class Derivation:
 
     `least_tolerance` is of a confidence in golden requests; that of a value, whose unit we do not know, stays.
     `mixes_rows`: rows of one run do not get the answers that they get alone, so calls do not share runs.
-    `attachments` are further files, by their names in the version, such as a picture that the card shows.
-    `content` replaces keys of the parent's model.yaml, as where the runtime is another."""
+    `is_packed`: the model file is kept compressed, which pays where many weights are 0. `attachments` are further
+    files, by their names in the version, such as a picture that the card shows. `content` replaces keys of the
+    parent's model.yaml, as where the runtime is another."""
 
     method: str
     how: str
@@ -55,6 +59,7 @@ class Derivation:
     sections: Sequence[tuple[str, str]] = ()
     figures: Sequence[Mapping[str, Any]] = ()
     mixes_rows: bool = False
+    is_packed: bool = False
     attachments: Mapping[str, bytes] = field(default_factory=dict)
     content: Mapping[str, Any] = field(default_factory=dict)
 
@@ -108,14 +113,20 @@ def write_files(directory: Path, parent: Servable, model: bytes, derivation: Der
     Raises RegistryError where a file of the parent is no longer what its model.yaml says, or the new one cannot serve.
     """
     manifest = parent.manifest
-    left_out = {manifest.model_file, manifest.baseline, *external_locations(parent.directory / manifest.model_file)}
+    source = parent.directory / manifest.model_file
+    beside = external_locations(source) if manifest.runtime == "onnx" else []
+    left_out = {manifest.model_file, manifest.baseline, *beside}
     kept = {name: entry for name, entry in manifest.files.items() if name not in left_out}
     verify_files(parent.directory, kept)
     for name in kept:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(parent.directory / name, directory / name)
     content = _content(manifest, directory.name, derivation)
-    (directory / MODEL_FILES[content["runtime"]]).write_bytes(model)
+    name = MODEL_FILES[content["runtime"]]
+    if derivation.is_packed:
+        (directory / (name + PACKED)).write_bytes(pack(model))
+    else:
+        (directory / name).write_bytes(model)
     for name, attached in derivation.attachments.items():
         (directory / name).write_bytes(attached)
     golden = content.pop("golden", None)
@@ -160,7 +171,11 @@ def _record_answers(path: Path, servable: Servable) -> None:
         is_photo = request.get("image") is not None
         item: Any = (path.parent / request["image"]).read_bytes() if is_photo else request["inputs"]
         tensors = servable.prepare("image" if is_photo else "tensor", item)
-        (answer,) = servable.answer(servable.run(tensors), max(1, len(request.get("top", ())))) or (None,)
+        outputs = servable.run(tensors)
+        if request.get("outputs") is not None:
+            request["outputs"] = recorded_outputs(outputs)
+            continue
+        (answer,) = servable.answer(outputs, max(1, len(request.get("top", ())))) or (None,)
         if answer is None:
             raise InvalidContent(f"{path}: request {number} has no answer that could be recorded")
         if answer.predictions:
