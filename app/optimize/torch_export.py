@@ -106,13 +106,8 @@ def program_to_onnx(
 ) -> bytes:
     """As `export_onnx`, of a trace; sizes that it leaves free stay free. Raises InvalidContent."""
     torch = _torch()
-    signature = program.graph_signature
-    for what, names, found in (
-        ("input", input_names, signature.user_inputs),
-        ("output", output_names, signature.user_outputs),
-    ):
-        if len(names) != len(found):
-            raise InvalidContent(f"the network has {len(found)} {what}s, and {len(names)} names are given for them")
+    _check_names("input", input_names, program.graph_signature.user_inputs)
+    _check_names("output", output_names, program.graph_signature.user_outputs)
     try:
         with quietly(), torch.no_grad():
             exported = torch.onnx.export(
@@ -245,10 +240,7 @@ def _why_not_traced(exc: BaseException) -> str:
     text = str(exc)
     fixed = re.search(rf"{_BATCH} = (\d+)", text)
     if fixed and "specialized" in text:
-        return (
-            f"it works for {fixed[1]} rows only: somewhere in forward a number of rows is written down, as in "
-            "x.view(2, -1); take it from x.shape[0]"
-        )
+        return f"it works for {fixed[1]} rows only: forward has their number in it; take it from x.shape[0]"
     place = re.search(r'File "([^"]+)", line (\d+), in (\w+)', text)
     where = f"; at {place[1]}:{place[2]}, in {place[3]}" if place else ""
     if "data-dependent" in text:
@@ -263,6 +255,11 @@ def _missing_operator(text: str) -> NoTranslation | None:
         return None
     operator = f"{missing[1]}.{missing[2]}" if missing else node[2] if node else ""
     return NoTranslation(operator, node[1] if node else "")
+
+
+def _check_names(what: str, names: Sequence[str], found: Sequence[Any]) -> None:
+    if len(names) != len(found):
+        raise InvalidContent(f"the network has {len(found)} {what}s, and {len(names)} names are given for them")
 
 
 def _chain(exc: BaseException | None) -> Iterator[BaseException]:
