@@ -1,7 +1,8 @@
 """EfficientNet-Lite0 as TFLite: conversion from torch, INT8, and the head that makes it take bytes.
 
 Runs in an environment of its own, made by `VENV=.venv-conversion scripts/setup.sh conversion`: the converter wants
-packages that are older than what Headway needs. So it imports nothing of ours, and is called as a program:
+packages that are older than what Headway needs. So it imports of ours only what needs LiteRT alone, and is called as
+a program:
 
     python recipes/tflite_conversion.py PHOTOS.npy FLOAT.tflite INT8.tflite
 
@@ -25,14 +26,14 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.tools import flatbuffer_utils
+
+from app.optimize.tflite_file import read_tflite, write_tflite
 
 SIDE = 224
 INPUT, OUTPUT, SIGNATURE = "image", "probabilities", "serving_default"
 # EfficientNet-Lite's own normalisation, (x - 127) / 128, is what dequantisation with these computes.
 PIXEL_SCALE, PIXEL_ZERO_POINT = 1 / 128, 127
 USED = ("ai-edge-litert", "ai-edge-quantizer", "litert-torch", "torch")
-_ALIGNMENT = 16  # of the weights, as the schema asks (force_align) and Python's flatbuffers do not
 _CONVERTED_INPUT = "args_0"  # the converter's own name
 
 
@@ -96,14 +97,13 @@ def normalise(photos: np.ndarray) -> np.ndarray:
 
 def finish(source: Path, target: Path) -> None:
     """Put pixels in front, and drop the names of the converter's classes."""
-    model = flatbuffer_utils.read_model(str(source))
+    model = read_tflite(source.read_bytes())
     (graph,) = model.subgraphs
     for number, tensor in enumerate(graph.tensors):
         tensor.name = f"t{number}".encode()
     _attach_pixels(model, graph)
     graph.tensors[graph.outputs[0]].name = OUTPUT.encode()
-    model.buffers = [_AlignedBuffer(buffer) for buffer in model.buffers]
-    target.write_bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    target.write_bytes(write_tflite(model))
 
 
 def _attach_pixels(model: Any, graph: Any) -> None:
@@ -137,18 +137,6 @@ def _dequantize(model: Any, source: int, target: int) -> Any:
 
 def _code(model: Any, operator: Any) -> int:
     return int(model.operatorCodes[operator.opcodeIndex].builtinCode)
-
-
-class _AlignedBuffer(schema.BufferT):
-    def __init__(self, buffer: Any) -> None:
-        super().__init__()
-        if buffer.data is not None:
-            self.data = np.frombuffer(bytes(buffer.data), np.uint8)
-
-    def Pack(self, builder: Any) -> int:
-        if self.data is not None:
-            builder.Prep(_ALIGNMENT, len(self.data))
-        return int(super().Pack(builder))
 
 
 @contextlib.contextmanager

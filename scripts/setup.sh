@@ -3,7 +3,7 @@
 # the environment records the digest of what it holds, last of all, so that an interrupted call is repaired by the next.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-wanted=${1:?usage: setup.sh server|test|recipes|conversion}
+wanted=${1:?usage: setup.sh server|test|recipes|conversion|tensorflow}
 venv=${VENV:-.venv}
 python=${PYTHON:-python3}
 lock=requirements/$wanted.txt
@@ -41,7 +41,7 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/nu
 fi
 rm -f "$venv"/.headway-*
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
-if [ "$wanted" != server ]; then
+if [ "$wanted" != server ] && [ "$wanted" != tensorflow ]; then
     # The CPU build where pip finds one, else the one with CUDA, which works on a CPU as well.
     pip install --quiet "$(grep -oE '"torch==[0-9.]+' pyproject.toml | tr -d '"')"
 fi

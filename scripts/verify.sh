@@ -19,7 +19,9 @@ PY
 
 echo; echo "## hostile images, bodies in flight, memory over 200,000 requests"
 scripts/debian.sh gcc:cc libc6-dev:
-.venv/bin/pytest -q -s -m slow tests/slow tests/api tests/nginx
+VENV=.venv-conversion scripts/setup.sh conversion
+VENV=.venv-tensorflow scripts/setup.sh tensorflow
+.venv/bin/pytest -q -s -m slow tests/slow tests/api tests/cli tests/nginx tests/optimize
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo; echo "## images and compose.yaml"

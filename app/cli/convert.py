@@ -67,7 +67,7 @@ def convert(
     bump: BumpOption = None,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", help="Of module:factory: .safetensors, or .pt.", rich_help_panel=_SOURCE),
+        typer.Option("--weights", help="The .safetensors or .pt file of module:factory.", rich_help_panel=_SOURCE),
     ] = None,
     inputs: Annotated[
         list[str] | None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,12 +33,15 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from app.optimize.quantize import Method
+    from app.optimize.examples import Examples
+    from app.optimize.fine_tune import Recipe
+    from app.optimize.quantize_method import Method
     from app.optimize.quantize_version import Outcome
     from app.registry.intake import Published
     from app.registry.servable import Servable
 
 _SHOWN = 5
+_EPOCHS, _LEARNING_RATE = 5, 1e-4
 
 
 def quantize(
@@ -63,33 +67,49 @@ def quantize(
     full_range: Annotated[
         bool, typer.Option("--full-range", help="int8 weights in 8 bits, not 7: answers differ on x86 without VNNI.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Which calibration inputs are taken.")] = 0,
+    fine_tune: Annotated[
+        Path | None, typer.Option("--fine-tune", metavar="DIR", help="Of qat: what is learnt from; as --evaluation.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Of qat. [default: 5]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", min=0, help="Of qat, at the start. [default: 0.0001]")
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", min=0, help="Of qat: weight of the labels; 0: none are needed. [default: 1]"),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which inputs are taken, and in which order.")] = 0,
     version: VersionOption = None,
     models: ModelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """A smaller, faster version of an ONNX model, measured beside its parent; refused where it loses too much."""
+    """A smaller, faster version of an ONNX or TFLite model, measured beside its parent; refused where it loses much."""
     settings = read_settings(models=models)
     with failing_cleanly():
         _check_flags(to, scheme, auto=auto, evaluation=evaluation)
-        _require_onnx()
+        given = _Training(fine_tune, epochs, learning_rate, alpha)
+        _check_training(scheme, given)
         from app.optimize.examples import find_examples, find_labelled
-        from app.optimize.quantize import Method
+        from app.optimize.quantize_method import Method
         from app.optimize.quantize_version import Wishes, quantize_version
 
         store = open_store(settings)
         parent = open_parent(store, model)
+        runtime: Literal["onnx", "tflite"] = "tflite" if parent.manifest.runtime == "tflite" else "onnx"
+        _check_runtime(runtime, scheme, full_range=full_range)
         number = free_version(store, parent, version)
         labelled = find_labelled(parent, evaluation) if evaluation is not None else None
-        inputs = find_examples(parent, calibration) if calibration is not None else labelled
-        if inputs is None or (calibration is None and to == "int8" and scheme != "dynamic"):
+        training = given.examples(parent) if scheme == "qat" else None
+        inputs = find_examples(parent, calibration) if calibration is not None else training or labelled
+        if inputs is None or (calibration is None and to == "int8" and scheme not in ("dynamic", "qat")):
             raise InvalidContent(
                 "say --calibration: inputs that the ranges of activations, or the noise, are measured on"
             )
-        method = Method(to, scheme or "static", not full_range, tuple(keep_float or ()))  # type: ignore[arg-type]
+        method = Method(to, scheme or "static", runtime == "onnx" and not full_range, tuple(keep_float or ()), runtime)
         rest = ["--calibration-size", str(size), "--seed", str(seed), *(["--auto"] if auto else [])]
-        command = _command(parent, method, calibration, evaluation, *rest)
-        wishes = Wishes(method, inputs, labelled, size, seed, max_drop, auto, command)
+        command = _command(parent, method, calibration, evaluation, *(given.words() if training else ()), *rest)
+        recipe = given.recipe(seed) if training is not None else None
+        wishes = Wishes(method, inputs, labelled, size, seed, max_drop, auto, command, training, recipe)
         with workplace(parent, number) as directory, progress_bars() as progress:
             outcome = quantize_version(store, parent, directory, wishes, progress)
             published = publish(store, settings, directory) if outcome.same_as is None else None
@@ -100,24 +120,78 @@ def quantize(
         )
 
 
-def _check_flags(to: str, scheme: str | None, *, auto: bool, evaluation: Path | None) -> None:
-    if scheme == "qat":
-        raise InvalidContent(
-            "--scheme qat trains the network with its rounding in the loop, which takes the torch program; an ONNX "
-            "file has none. Train it there (torchao, or torch.ao.quantization), export it with its QuantizeLinear and "
-            "DequantizeLinear, and add that file with headway models add; or say --scheme static"
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What --scheme qat was given; None is not given."""
+
+    fine_tune: Path | None
+    epochs: int | None
+    learning_rate: float | None
+    alpha: float | None
+
+    def examples(self, parent: Servable) -> Examples:
+        from app.optimize.examples import find_examples, find_labelled
+
+        assert self.fine_tune is not None
+        return find_examples(parent, self.fine_tune) if self.alpha == 0 else find_labelled(parent, self.fine_tune)
+
+    def recipe(self, seed: int) -> Recipe:
+        from app.optimize.fine_tune import Recipe
+
+        epochs, rate, alpha = self._chosen()
+        return Recipe(epochs=epochs, learning_rate=rate, alpha=alpha, seed=seed)
+
+    def words(self) -> list[str]:
+        assert self.fine_tune is not None
+        epochs, rate, alpha = self._chosen()
+        words = ["--fine-tune", self.fine_tune.resolve().name, "--epochs", str(epochs)]
+        return [*words, "--learning-rate", f"{rate:g}", "--alpha", f"{alpha:g}"]
+
+    def _chosen(self) -> tuple[int, float, float]:
+        return (
+            _EPOCHS if self.epochs is None else self.epochs,
+            _LEARNING_RATE if self.learning_rate is None else self.learning_rate,
+            1.0 if self.alpha is None else self.alpha,
         )
+
+
+def _check_flags(to: str, scheme: str | None, *, auto: bool, evaluation: Path | None) -> None:
     if to != "int8" and scheme is not None:
         raise InvalidContent(f"--scheme is for --to int8; of {to} only the weights are quantised")
     if auto and evaluation is None:
         raise InvalidContent("--auto goes by the accuracy that is lost: say --evaluation")
 
 
-def _require_onnx() -> None:
+def _check_training(scheme: str | None, given: _Training) -> None:
+    if scheme != "qat":
+        if given != _Training(None, None, None, None):
+            raise InvalidContent("--fine-tune, --epochs, --learning-rate and --alpha are for --scheme qat")
+    elif given.fine_tune is None:
+        raise InvalidContent(
+            "--scheme qat trains the network with its rounding in the loop: say --fine-tune, labelled inputs to learn "
+            "from, or any inputs with --alpha 0"
+        )
+
+
+def _check_runtime(runtime: str, scheme: str | None, *, full_range: bool) -> None:
+    if runtime == "tflite":
+        if scheme == "qat":
+            raise InvalidContent(
+                "--scheme qat trains ONNX networks: quantise the ONNX version that this TFLite file was converted from"
+            )
+        if full_range:
+            raise InvalidContent("--full-range is for ONNX: of TFLite files int8 weights have 8 bits, on every CPU")
+        return
+    _require("onnx", "optimize")
+    if scheme == "qat":
+        _require("torch", "training")
+
+
+def _require(package: str, extra: str) -> None:
     try:
-        import onnx  # noqa: F401
+        importlib.import_module(package)
     except ImportError as exc:
-        raise InvalidContent(f"quantize needs the package onnx ({exc}): pip install 'headway[optimize]'") from exc
+        raise InvalidContent(f"this needs the package {package} ({exc}): pip install 'headway[{extra}]'") from exc
 
 
 def _command(parent: Servable, method: Method, calibration: Path | None, evaluation: Path | None, *rest: str) -> str:
@@ -128,7 +202,8 @@ def _command(parent: Servable, method: Method, calibration: Path | None, evaluat
         words += [flag, path.resolve().name] if path is not None else []
     for name in method.keep_float:
         words += ["--keep-float", name]
-    return shlex.join([*words, *(() if method.reduce_range else ("--full-range",)), *rest])
+    is_full = method.runtime == "onnx" and not method.reduce_range
+    return shlex.join([*words, *(["--full-range"] if is_full else []), *rest])
 
 
 def _plain(parent: Servable, outcome: Outcome, published: Published | None, number: str) -> dict[str, Any]:

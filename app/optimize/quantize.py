@@ -15,12 +15,10 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 from onnxruntime import quantization  # type: ignore[import-untyped]
@@ -28,11 +26,12 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # typ
 
 from app.errors import InvalidContent
 from app.optimize import quantize_graph as graphs
-from app.optimize.quantize_weights import BLOCK, store_in_fp16, store_in_int4
+from app.optimize.quantize_error import layer_errors
+from app.optimize.quantize_method import Method
+from app.optimize.quantize_noise import LayerError
+from app.optimize.quantize_weights import store_in_fp16, store_in_int4
 from app.tensors import Tensors
 
-Target = Literal["int8", "fp16", "int4"]
-Scheme = Literal["static", "dynamic"]
 # What is quantised together with the layers. Clip and Relu must be in the list: between two quantised tensors ONNX
 # Runtime drops them (EfficientNet-Lite0: 2.3 ms a run, else 3.8 ms). Those that only move values round nothing.
 _STATIC_OPERATORS = (
@@ -41,44 +40,18 @@ _STATIC_OPERATORS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """How to quantise. `keep_float` are names of layers.
-
-    `reduce_range`: weights in 7 bits. x86 without VNNI adds products in 16 bits, which saturate with 8, and other
-    answers come with no error; with 7 the answers are those of other CPUs.
-    """
-
-    to: Target
-    scheme: Scheme = "static"
-    reduce_range: bool = True
-    keep_float: tuple[str, ...] = ()
-
-    @property
-    def takes_products_only(self) -> bool:
-        return self.to == "int4" or self.scheme == "dynamic"
-
-    def __str__(self) -> str:
-        words = {
-            ("int8", "static"): "static INT8 QDQ, per channel, MinMax",
-            ("int8", "dynamic"): "dynamic INT8, per channel, matrix products",
-            ("fp16", "static"): "weights in FP16, computed in FP32",
-            ("int4", "static"): f"weights of matrix products in INT4, symmetric, blocks of {BLOCK}",
-        }[self.to, self.scheme]
-        reduced = ", reduce_range" if self.to == "int8" and self.reduce_range else ""
-        kept = f", in float: {', '.join(self.keep_float)}" if self.keep_float else ""
-        return f"{words}{reduced}{kept}"
-
-
 class Quantizer:
-    """One float network, opened once. `float_model` is what its layers are named and compared by.
+    """One float network, opened once: a file, or the `float_model` of another with other weights. `float_model` is what
+    its layers are named and compared by.
 
     Ranges of activations are measured once, with the first static method; `calibration` gives the inputs, one row
     each. Raises InvalidContent where the network cannot be quantised.
     """
 
-    def __init__(self, source: Path, calibration: Callable[[], Iterator[Tensors]] | None = None) -> None:
-        self.float_model = graphs.open_float(source)
+    def __init__(
+        self, source: Path | onnx.ModelProto, calibration: Callable[[], Iterator[Tensors]] | None = None
+    ) -> None:
+        self.float_model = graphs.open_float(source) if isinstance(source, Path) else source
         self._calibration = calibration
         self._ranges = tempfile.TemporaryDirectory(prefix="headway-ranges-")
 
@@ -105,6 +78,10 @@ class Quantizer:
             model = self._in_int8(model, method)
         return graphs.to_bytes(model, name)
 
+    def errors(self, method: Method, model: bytes, rows: Iterable[Tensors]) -> list[LayerError]:
+        """Of every layer of `model`, which `quantize` gave for `method`. Raises RunFailed."""
+        return layer_errors(self.prepare(method), model, rows)
+
     def _check(self, model: onnx.ModelProto, method: Method) -> None:
         found = graphs.layers(model)
         if not found:
@@ -128,7 +105,7 @@ class Quantizer:
             source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
             onnx.save(model, source)
             try:
-                if method.scheme == "static":
+                if method.has_fixed_ranges:
                     self._run_static(source, target, model, method)
                 else:
                     _run_dynamic(source, target, method)
@@ -137,7 +114,7 @@ class Quantizer:
             except Exception as exc:  # the quantiser raises many classes for graphs that it cannot take
                 raise InvalidContent(f"ONNX Runtime cannot quantise this network: {exc}") from exc
             quantised = onnx.load(target)
-        if method.scheme == "static":
+        if method.has_fixed_ranges:
             graphs.keep_bytes(quantised)
             graphs.keep_answer(quantised)
         return quantised
@@ -164,13 +141,6 @@ class Quantizer:
             nodes_to_exclude=list(method.keep_float),
             extra_options={"TensorQuantOverrides": _known_ranges(model)},
         )
-
-
-def pick(count: int, most: int, seed: int) -> list[int]:
-    """`most` of `count` numbers at random, in ascending order; all where there are no more."""
-    if count <= most:
-        return list(range(count))
-    return sorted(np.random.default_rng(seed).choice(count, most, replace=False).tolist())
 
 
 def _chosen(model: onnx.ModelProto, method: Method) -> list[str]:

@@ -1,10 +1,9 @@
-"""What rounding costs, layer by layer, and which layers had better stay in float."""
+"""The noise of each layer of an ONNX network, from both networks run as one graph."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -13,28 +12,14 @@ from onnx import helper
 
 from app.errors import RunFailed
 from app.optimize import quantize_graph as graphs
+from app.optimize.quantize_noise import LayerError, decibels
 from app.tensors import Array, Tensors
-
-_MOST_KEPT = 8  # of so many layers one
-
-
-@dataclass(frozen=True, slots=True)
-class LayerError:
-    """`sqnr_db` is the signal-to-quantisation-noise ratio of the layer's output, 10 log₁₀(Σ y² / Σ (y - ŷ)²), where ŷ
-    is computed with its weights and inputs rounded and y with neither, both from the same float inputs: what this layer
-    adds, not what came from those before it. None where ŷ = y. `weights` is how many it has."""
-
-    name: str
-    operator: str
-    weights: int
-    sqnr_db: float | None
 
 
 def layer_errors(float_model: onnx.ModelProto, quantised: bytes, rows: Iterable[Tensors]) -> list[LayerError]:
     """Of every layer with constant weights, in the order of the graph.
 
-    `float_model` is what `Quantizer.prepare` gave for the method that made `quantised`. The ratio as in D. Lin,
-    S. Talathi, S. Annapureddy, Fixed Point Quantization of Deep Convolutional Networks, ICML 2016. Raises RunFailed.
+    `float_model` is what `Quantizer.prepare` gave for the method that made `quantised`. Raises RunFailed.
     """
     found = graphs.layers(float_model)
     merged = _side_by_side(float_model, onnx.load_from_string(quantised), list(found.values()))
@@ -42,27 +27,9 @@ def layer_errors(float_model: onnx.ModelProto, quantised: bytes, rows: Iterable[
     signal, noise = np.asarray(sum(_run(session, row) for row in rows)).reshape(2, -1)
     constants = graphs.weights(float_model)
     return [
-        LayerError(name, node.op_type, math.prod(constants[node.input[1]].dims), _decibels(above, below))
+        LayerError(name, node.op_type, math.prod(constants[node.input[1]].dims), decibels(above, below))
         for (name, node), above, below in zip(found.items(), signal, noise, strict=True)
     ]
-
-
-def propose_float(errors: Sequence[LayerError]) -> list[str]:
-    """The layers that together add half of the noise, worst first; at most an eighth of those that are rounded, and at
-    least one. None of a single layer.
-
-    Noise-to-signal ratios of layers in a row add up (Lin et al., as above).
-    """
-    ratios = {error.name: 10 ** (-error.sqnr_db / 10) for error in errors if error.sqnr_db is not None}
-    worst = sorted(ratios, key=lambda name: -ratios[name])
-    proposed: list[str] = []
-    if len(worst) < 2:
-        return proposed
-    for name in worst[: max(1, len(worst) // _MOST_KEPT)]:
-        if sum(ratios[one] for one in proposed) >= sum(ratios.values()) / 2:
-            break
-        proposed.append(name)
-    return proposed
 
 
 def _run(session: ort.InferenceSession, row: Tensors) -> Array:
@@ -70,12 +37,6 @@ def _run(session: ort.InferenceSession, row: Tensors) -> Array:
         return np.array(session.run(None, row), np.float64)
     except Exception as exc:  # ONNX Runtime raises classes of its own, which share no base
         raise RunFailed(f"the network fails on an input that the noise is measured with: {exc}") from exc
-
-
-def _decibels(signal: float, noise: float) -> float | None:
-    if noise == 0:
-        return None
-    return round(10 * math.log10(signal / noise), 2) if signal else 0.0
 
 
 def _side_by_side(

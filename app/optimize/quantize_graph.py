@@ -17,6 +17,8 @@ from onnx import TensorProto, numpy_helper, version_converter
 
 from app.errors import InvalidContent
 from app.runtimes.onnx_file import external_locations
+from app.runtimes.packed import SUFFIX as PACKED
+from app.runtimes.packed import read_model_file
 
 # Operators whose constant second input is most of a network's bytes and of its work.
 LAYER_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -35,7 +37,7 @@ def open_float(source: Path) -> onnx.ModelProto:
     Raises InvalidContent where it is quantised already, or too large for one file.
     """
     _check_size(source)
-    loaded = onnx.load(source)
+    loaded = onnx.load_from_string(read_model_file(source)) if source.suffix == PACKED else onnx.load(source)
     found = sorted({node.op_type for node in loaded.graph.node if _is_quantised(node, loaded.graph)})
     if found:
         raise InvalidContent(f"{source.name} is quantised already ({', '.join(found)}); name the float version instead")
@@ -168,7 +170,7 @@ def to_bytes(model: onnx.ModelProto, name: str) -> bytes:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
-        raise InvalidContent(f"the quantised network is not valid ONNX: {exc}") from exc
+        raise InvalidContent(f"the network is not valid ONNX: {exc}") from exc
     return bytes(model.SerializeToString(deterministic=True))
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from app.errors import InvalidContent
 from app.optimize import derived
 from app.optimize.before_after import BeforeAfter
 from app.optimize.derived import Derivation, Progress
-from app.optimize.examples import Examples
-from app.optimize.quantize import Method, Quantizer, pick
-from app.optimize.quantize_error import LayerError, layer_errors, propose_float
+from app.optimize.examples import Examples, pick
+from app.optimize.quantize_method import Method
+from app.optimize.quantize_noise import LayerError, propose_float
 from app.registry.servable import Servable
 from app.registry.store import Store
 from app.tensors import Tensors
+
+if TYPE_CHECKING:
+    from app.optimize.fine_tune import Recipe
+    from app.optimize.quantize_training import Trained
 
 # An answer in 8 bits may step by so much where another CPU rounds a sum the other way.
 _TOLERANCE = {"int8": 0.05, "fp16": 0.01, "int4": 0.01}
@@ -29,7 +35,8 @@ _NAMED = 3
 class Wishes:
     """`calibration` gives the ranges of activations and the noise of each layer; `size` of its inputs are taken, by
     `seed`. `labelled` is what accuracy is measured on: a version that loses more than `max_drop` points is refused.
-    `auto`: leave more and more layers in float until it loses no more than that."""
+    `auto`: leave more and more layers in float until it loses no more than that. `training` and `recipe` are for
+    scheme qat: what is learnt from, and how."""
 
     method: Method
     calibration: Examples
@@ -39,6 +46,8 @@ class Wishes:
     max_drop: float = 1.0
     auto: bool = False
     command: str = "headway quantize"
+    training: Examples | None = None
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +67,17 @@ class Outcome:
 def quantize_version(store: Store, parent: Servable, directory: Path, wishes: Wishes, progress: Progress) -> Outcome:
     """Fill `directory` (`…/<name>/<version>`, not there yet). Raises InvalidContent where there is nothing to quantise,
     or too much is lost; the message names the layers that hurt."""
-    _check_runtime(parent)
+    wishes = replace(wishes, method=replace(wishes.method, runtime=_check_runtime(parent)))
     rows = _Rows(wishes, progress)
-    quantizer = Quantizer(parent.directory / parent.manifest.model_file, rows)
+    quantizer, trained = _open(parent, wishes, rows, progress)
     try:
-        outcome = _attempt(store, parent, directory, quantizer, rows, wishes, progress)
+        outcome = _attempt(store, parent, directory, quantizer, trained, rows, wishes, progress)
         candidates = _by_noise(outcome.errors)
         count = len(outcome.proposal)
         while wishes.auto and _is_lossy(outcome, wishes) and 0 < count <= len(candidates) // 2:
             kept = (*wishes.method.keep_float, *candidates[:count])
             retry = replace(wishes, method=replace(wishes.method, keep_float=kept))
-            outcome = _attempt(store, parent, directory, quantizer, rows, retry, progress)
+            outcome = _attempt(store, parent, directory, quantizer, trained, rows, retry, progress)
             count *= 2
     finally:
         quantizer.close()
@@ -112,23 +121,51 @@ class _Rows:
             raise InvalidContent(f"{self._examples.data}: no input can be used to calibrate with; the first: {first}")
 
 
-def _check_runtime(parent: Servable) -> None:
-    label = f"{parent.name}@{parent.version}"
+class _Quantizer(Protocol):
+    """Of ONNX or of TFLite files."""
+
+    def quantize(self, method: Method, name: str) -> bytes: ...
+
+    def errors(self, method: Method, model: bytes, rows: Iterable[Tensors]) -> list[LayerError]: ...
+
+    def close(self) -> None: ...
+
+
+def _check_runtime(parent: Servable) -> Literal["onnx", "tflite"]:
     runtime = parent.manifest.runtime
-    if runtime == "tflite":
-        raise InvalidContent(
-            f"{label} is a TFLite file, and quantize takes ONNX: quantise it with ai-edge-quantizer in an environment "
-            "of its own, as recipes/tflite_conversion.py does, and add the result with headway models add"
-        )
-    if runtime != "onnx":
+    if runtime not in ("onnx", "tflite"):
+        label = f"{parent.name}@{parent.version}"
         raise InvalidContent(f"{label} is a composition of other versions: quantise these, and name them in a new one")
+    return "tflite" if runtime == "tflite" else "onnx"
+
+
+def _open(parent: Servable, wishes: Wishes, rows: _Rows, progress: Progress) -> tuple[_Quantizer, Trained | None]:
+    source = parent.directory / parent.manifest.model_file
+    if wishes.method.runtime == "tflite":
+        from app.optimize.quantize_tflite import TfliteQuantizer
+
+        return TfliteQuantizer(source, rows), None
+    from app.optimize.quantize import Quantizer
+
+    quantizer = Quantizer(source, rows)
+    if wishes.method.scheme != "qat":
+        return quantizer, None
+    from app.optimize.quantize_training import Lesson, train
+
+    quantizer.close()
+    assert wishes.training is not None
+    assert wishes.recipe is not None
+    lesson = Lesson(wishes.training, wishes.calibration, wishes.size, wishes.recipe)
+    trained = train(quantizer.float_model, parent.manifest.answer, wishes.method, lesson, progress)
+    return Quantizer(trained.model, rows), trained
 
 
 def _attempt(
     store: Store,
     parent: Servable,
     directory: Path,
-    quantizer: Quantizer,
+    quantizer: _Quantizer,
+    trained: Trained | None,
     rows: _Rows,
     wishes: Wishes,
     progress: Progress,
@@ -136,40 +173,74 @@ def _attempt(
     method = wishes.method
     model = quantizer.quantize(method, parent.name)
     digest = hashlib.sha256(model).hexdigest()
-    errors = tuple(layer_errors(quantizer.prepare(method), model, rows.first(_ERROR_INPUTS)))
+    errors = tuple(quantizer.errors(method, model, rows.first(_ERROR_INPUTS)))
     proposal = tuple(propose_float(errors))
     same = derived.find_same(store, parent.name, digest)
     if same is not None:
         return Outcome(method, rows.count, digest, errors, proposal, same)
-    derivation = _derivation(parent, wishes, rows.count, errors, proposal)
+    derivation = _derivation(parent, wishes, rows.count, errors, proposal, trained)
     examples = wishes.labelled or wishes.calibration
     measured = derived.derive(store, parent, directory, model, derivation, examples, progress)
     return Outcome(method, rows.count, digest, errors, proposal, None, measured)
 
 
 def _derivation(
-    parent: Servable, wishes: Wishes, calibrated_on: int, errors: tuple[LayerError, ...], proposal: tuple[str, ...]
+    parent: Servable,
+    wishes: Wishes,
+    calibrated_on: int,
+    errors: tuple[LayerError, ...],
+    proposal: tuple[str, ...],
+    trained: Trained | None,
 ) -> Derivation:
     method = wishes.method
     used = f"{calibrated_on} inputs of {wishes.calibration.data}, seed {wishes.seed}"
-    how = f"{method}, {used}" if (method.to, method.scheme) == ("int8", "static") else str(method)
-    parameters = {"to": method.to, "seed": str(wishes.seed)}
-    if method.to == "int8":
-        parameters |= {"scheme": method.scheme, "reduce_range": str(method.reduce_range).lower()}
-    if (method.to, method.scheme) == ("int8", "static"):
-        parameters |= {"calibration": wishes.calibration.data, "calibration_size": str(calibrated_on)}
-    if method.keep_float:
-        parameters["keep_float"] = " ".join(method.keep_float)
+    sections = [("Layers", _layer_section(errors, proposal))]
+    if trained is not None:
+        used = f"{used}; learnt from {trained.trained_on} inputs of {wishes.training.data if wishes.training else ''}"
+        sections.append(("Training", _loss_section(trained)))
     return Derivation(
         method="quantize",
-        how=how,
-        parameters=parameters,
+        how=f"{method}, {used}" if method.has_fixed_ranges else str(method),
+        parameters=_parameters(wishes, calibrated_on, trained),
         summary=f"{parent.name} {parent.version}, quantised: {method}.",
         command=wishes.command,
         least_tolerance=_TOLERANCE[method.to],
-        mixes_rows=method.scheme == "dynamic",  # the range is one of all rows
-        sections=[("Layers", _layer_section(errors, proposal))],
+        mixes_rows=method.mixes_rows,
+        sections=sections,
     )
+
+
+def _parameters(wishes: Wishes, calibrated_on: int, trained: Trained | None) -> dict[str, str]:
+    method, recipe = wishes.method, wishes.recipe
+    parameters = {"to": method.to, "seed": str(wishes.seed)}
+    if method.to == "int8":
+        parameters["scheme"] = method.scheme
+    if method.to == "int8" and method.runtime == "onnx":
+        parameters["reduce_range"] = str(method.reduce_range).lower()
+    if method.has_fixed_ranges:
+        parameters |= {"calibration": wishes.calibration.data, "calibration_size": str(calibrated_on)}
+    if trained is not None and wishes.training is not None and recipe is not None:
+        parameters |= {
+            "fine_tune": wishes.training.data,
+            "fine_tune_size": str(trained.trained_on),
+            "epochs": str(recipe.epochs),
+            "learning_rate": f"{recipe.learning_rate:g}",
+            "batch_size": str(recipe.batch_size),
+            "alpha": f"{recipe.alpha:g}",
+            "temperature": f"{recipe.temperature:g}",
+        }
+    if method.keep_float:
+        parameters["keep_float"] = " ".join(method.keep_float)
+    return parameters
+
+
+def _loss_section(trained: Trained) -> str:
+    """Of each epoch; the parent's term has a least value above 0, the entropy of its answers."""
+    rows = [
+        (str(epoch), f"{loss.parent:.4f}", "" if loss.labels is None else f"{loss.labels:.4f}")
+        for epoch, loss in enumerate(trained.losses, 1)
+    ]
+    return "\n".join(derived.table(("epoch", "against the parent's answers", "against the labels"), rows))
 
 
 def _layer_section(errors: tuple[LayerError, ...], proposal: tuple[str, ...]) -> str:
@@ -206,5 +277,5 @@ def _refusal(outcome: Outcome, wishes: Wishes) -> str:
         return f"{text}; --auto has left {len(outcome.method.keep_float)} layers in float, and that was not enough"
     if not outcome.proposal:
         return f"{text}; allow more, or another --to"
-    options = " ".join(f"--keep-float {name}" for name in outcome.proposal)
+    options = " ".join(f"--keep-float {shlex.quote(name)}" for name in outcome.proposal)
     return f"{text}; leave layers in float with {options}, or --auto, or allow more"

@@ -10,9 +10,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from app.errors import InvalidContent
+from app.optimize.quantize_method import BLOCK
 from app.tensors import Array
 
-BLOCK = 32
 # The ends of int4 are -7 and 7: symmetric, so that 0 stays 0.
 _INT4_MOST = 7
 # Less is not worth a node.

@@ -17,6 +17,7 @@ from recipes.digits import split_digits
 from tests.cli.conftest import Headway
 from tests.fixtures_models import write_release
 from tests.fixtures_quantize import write_brittle
+from tests.fixtures_tflite_networks import write_digits_tflite
 from tests.running import ROOT
 
 
@@ -24,6 +25,7 @@ from tests.running import ROOT
 def data(root: Path, tmp_path: Path) -> Path:
     """A folder with train.npz, plain.csv and test.npz of digits, which are in the registry, too; 1.1.1 is brittle."""
     write_brittle(root, "1.1.1")
+    write_digits_tflite(root)
     for version in ("1.0.0", "1.1.0"):
         shutil.copytree(ROOT / "models" / "digits" / version, root / "digits" / version)
     digits = split_digits()
@@ -72,6 +74,40 @@ def test_quantize_as_json_under_a_given_number(headway: Headway, root: Path, dat
     assert read_manifest(root / "digits" / "1.7.0").files["model.onnx"].sha256 == result["sha256"]
 
 
+def test_quantize_of_a_tflite_file(headway: Headway, root: Path, data: Path) -> None:
+    lines = []
+    for arguments in (["--to", "int4"], ["--scheme", "dynamic"]):
+        done = headway(
+            "quantize", "digits-tflite@1.0.0", *arguments, "--evaluation", data / "test.npz", "--json", COLUMNS="400"
+        )
+        assert (done.code, done.err) == (0, "")
+        lines.append(json.loads(done.out))
+        assert headway("models", "verify", f"digits-tflite@{lines[-1]['version']}").code == 0
+    assert [line["version"] for line in lines] == ["1.1.0", "1.2.0"]
+    assert [line["measured"]["n"] for line in lines] == [450, 450]
+    assert {layer["name"] for layer in lines[1]["layers"]} == {"hidden", "logits"}
+    card = (root / "digits-tflite" / "1.1.0" / "README.md").read_text()
+    assert "| Made by | `headway quantize digits-tflite@1.0.0 --to int4 --evaluation test.npz --cal" in card
+    done = headway("quantize", "digits-tflite@1.1.0", "--calibration", data / "train.npz")
+    assert "is quantised already (FULLY_CONNECTED); name the float version instead" in done.err
+
+
+def test_quantize_with_training(headway: Headway, root: Path, data: Path) -> None:
+    learnt = ("--fine-tune", data / "test.npz", "--epochs", "1", "--learning-rate", "0.0005")
+    done = headway("quantize", "digits@1.1.0", "--scheme", "qat", *learnt, COLUMNS="400")
+    assert (done.code, done.err) == (0, "")
+    assert "digits@1.2.0: quantisation-aware training, then static INT8 QDQ, per channel, MinMax, reduce" in done.out
+    card = (root / "digits" / "1.2.0" / "README.md").read_text()
+    words = (
+        "--scheme qat --fine-tune test.npz --epochs 1 --learning-rate 0.0005 --alpha 1 --calibration-size 200 --seed 0"
+    )
+    assert f"| Made by | `headway quantize digits@1.1.0 --to int8 {words}` |" in card
+    without = ("--fine-tune", data / "plain.csv", "--epochs", "1", "--alpha", "0")
+    done = headway("quantize", "digits@1.1.0", "--scheme", "qat", *without, "--json")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out)["method"]["scheme"] == "qat"
+
+
 def test_quantize_registers_nothing_that_loses_too_much(headway: Headway, root: Path, data: Path) -> None:
     before = sorted(root.rglob("*"))
     lossy = ("quantize", "digits@1.1.1", "--to", "int4", "--evaluation", data / "test.npz")
@@ -89,7 +125,18 @@ def test_quantize_registers_nothing_that_loses_too_much(headway: Headway, root: 
     [
         (["digits@1.1.0"], "say --calibration"),
         (["digits@1.1.0", "--evaluation", "test.npz"], "say --calibration"),
-        (["digits@1.1.0", "--scheme", "qat"], "trains the network with its rounding in the loop"),
+        (
+            ["digits@1.1.0", "--scheme", "qat"],
+            "in the loop: say --fine-tune, labelled inputs to learn from, or any inp",
+        ),
+        (
+            ["digits@1.1.0", "--scheme", "qat", "--fine-tune", "plain.csv"],
+            "must name the columns, one of them class_index",
+        ),
+        (["digits@1.1.0", "--calibration", "train.npz", "--epochs", "3"], "--alpha are for --scheme qat"),
+        (["digits-tflite", "--scheme", "qat", "--fine-tune", "test.npz"], "quantise the ONNX version that this TFLite"),
+        (["digits-tflite", "--full-range", "--calibration", "train.npz"], "--full-range is for ONNX"),
+        (["digits-tflite", "--calibration", "train.npz", "--keep-float", "last"], "there is no layer 'last'"),
         (["digits@1.1.0", "--to", "fp16", "--scheme", "static"], "--scheme is for --to int8"),
         (["digits@1.1.0", "--auto"], "--auto goes by the accuracy that is lost: say --evaluation"),
         (["digits@1.1.0", "--calibration", "train.npz", "--version", "1.0.0"], "digits@1.0.0 is there already"),

@@ -13,8 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from app.errors import InvalidContent
-from app.optimize.quantize import Method, Quantizer, pick
-from app.optimize.quantize_weights import BLOCK, quantize_blocks
+from app.optimize.examples import pick
+from app.optimize.quantize import Quantizer
+from app.optimize.quantize_method import BLOCK, Method
+from app.optimize.quantize_weights import quantize_blocks
 from app.tensors import Array, Tensors
 from recipes.digits import split_digits
 from tests.fixtures_models import onnx_bytes

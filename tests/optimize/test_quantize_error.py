@@ -9,8 +9,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from app.optimize.quantize import Method, Quantizer
-from app.optimize.quantize_error import LayerError, layer_errors, propose_float
+from app.optimize.quantize import Quantizer
+from app.optimize.quantize_error import layer_errors
+from app.optimize.quantize_method import Method
+from app.optimize.quantize_noise import LayerError, propose_float
 from app.tensors import Array
 from recipes.digits import split_digits
 from tests.running import ROOT

@@ -19,7 +19,7 @@ from app import load
 from app.errors import InvalidContent, RegistryError
 from app.optimize.derived import find_same, next_minor
 from app.optimize.examples import find_examples, find_labelled
-from app.optimize.quantize import Method
+from app.optimize.quantize_method import Method
 from app.optimize.quantize_version import Outcome, Wishes, quantize_version
 from app.registry.golden import run_golden_tests
 from app.registry.loading import load_servable
@@ -242,7 +242,7 @@ def test_damaged_parent_is_refused(store: Store, parent: Servable) -> None:
         _quantize(parent, store, _wishes(parent, store))
 
 
-def test_other_runtimes_are_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_what_has_no_float_network_is_refused(tmp_path: Path) -> None:
     for version in ("1.0.0", "1.1.0"):
         write_model(tmp_path, "scores", version)
     write_composition(tmp_path, "both", "average", ["scores@1.0.0", "scores@1.1.0"])
@@ -252,7 +252,11 @@ def test_other_runtimes_are_refused_with_what_to_do(tmp_path: Path) -> None:
     photos = Opener(Store(ROOT / "models")).open(ModelRef.parse("efficientnet-lite0-tflite@1.0.0")).servable
     for parent, source, says in (
         (composed, rows, "is a composition of other versions"),
-        (photos, photos.directory / "golden", "is a TFLite file, and quantize takes ONNX: quantise it with ai-edge-"),
+        (
+            photos,
+            photos.directory / "golden",
+            r"is quantised already \(CONV_2D, DEPTHWISE_CONV_2D, DEQUANT",
+        ),
     ):
         wishes = Wishes(Method("fp16"), find_examples(parent, source))
         with pytest.raises(InvalidContent, match=says):
