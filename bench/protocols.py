@@ -32,7 +32,7 @@ from bench.limit import TENSORS, measure_limit
 from bench.load import closed_loop, require
 from bench.report import FOLDER
 from bench.targets import Running, headway, running
-from bench.tensor_body import NAME, VERSION, tensor, write_float_model
+from bench.tensor_body import IN_FLOATS, NAME, VERSION, tensor, write_float_model
 from bench.workloads import PHOTO_LABEL, Workload
 
 CONNECTIONS = 16
@@ -57,7 +57,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder, "models")
-        write_float_model(models)
+        for name in _LARGE:
+            write_float_model(models, name)
         _write_sums(models)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -65,16 +66,22 @@ def main() -> None:
         target = headway(models, HEADWAY_ACCESS_LOG_SAMPLE="0", HEADWAY_GRPC_PORT=str(port))
         with running(target, Path(folder, "log")) as server:
             tables = {
-                _LARGE: _measure(server, _large_ways(server.url, port, Path(folder)), options),
-                _SIZES: _measure(server, _sized_ways(server.url), options),
+                name: _measure(server, _large_ways(server.url, port, Path(folder), name), options) for name in _LARGE
             }
-        limits = [_limit(models, options.seconds) for _ in range(options.rounds)]
-    page = _page(tables, statistics.median(limits), options)
+            tables[_SIZES] = _measure(server, _sized_ways(server.url), options)
+        limits = {
+            name: statistics.median(_limit(models, name, options.seconds) for _ in range(options.rounds))
+            for name in _LARGE
+        }
+    page = _page(tables, limits, options)
     (FOLDER / "protocols.md").write_text(page, encoding="utf-8")
     print(page)
 
 
-_LARGE = "A float tensor of 3 × 224 × 224 (602,112 bytes), EfficientNet-Lite0 in 8 bits"
+_LARGE = {
+    IN_FLOATS: "A float tensor of 3 × 224 × 224 (602,112 bytes), EfficientNet-Lite0 in floats",
+    NAME: "The same, EfficientNet-Lite0 in 8 bits",
+}
 _SIZES = "A tensor of FP32, its rows summed"
 Figures = dict[str, tuple[float, float]]  # requests a second, CPU µs of the server for each
 
@@ -107,20 +114,21 @@ def _count(url: str) -> int:
     return int(counts.get("200", 0))
 
 
-def _large_ways(url: str, grpc_port: int, folder: Path) -> list[Way]:
+def _large_ways(url: str, grpc_port: int, folder: Path, model: str) -> list[Way]:
     pixels = tensor()
-    octets = Workload("", "", f"/predict?model={NAME}", "application/octet-stream", pixels.tobytes(), PHOTO_LABEL)
+    octets = Workload("", "", f"/predict?model={model}", "application/octet-stream", pixels.tobytes(), PHOTO_LABEL)
     head, binary = _binary({"image": pixels}, is_binary_answer=True)
-    rest = Workload("", "", f"/v2/models/{NAME}/infer", "application/octet-stream", binary, "", {_LENGTH: str(head)})
-    message = ModelInferRequest(model_name=NAME)
+    rest = Workload("", "", f"/v2/models/{model}/infer", "application/octet-stream", binary, "", {_LENGTH: str(head)})
+    message = ModelInferRequest(model_name=model)
     message.inputs.add(name="image", datatype="FP32", shape=pixels.shape)
     message.raw_input_contents.append(pixels.tobytes())
     data = message.SerializeToString()
-    (folder / "message").write_bytes(struct.pack(">BI", 0, len(data)) + data)
+    message_file = folder / model
+    message_file.write_bytes(struct.pack(">BI", 0, len(data)) + data)
     return [
         Way("POST /predict, the tensor as the body", lambda seconds: _wrk(url, octets, seconds)),
         Way("V2 over HTTP, binary", lambda seconds: _wrk(url, rest, seconds)),
-        Way("V2 over gRPC", lambda seconds: _h2load(grpc_port, folder / "message", seconds)),
+        Way("V2 over gRPC", lambda seconds: _h2load(grpc_port, message_file, seconds)),
     ]
 
 
@@ -181,8 +189,8 @@ def _h2load(port: int, message: Path, seconds: float) -> float:
     return float(found[1])
 
 
-def _limit(models: Path, seconds: float) -> float:
-    return measure_limit(models / NAME / VERSION, TENSORS, {"image": tensor()}, seconds)[0]
+def _limit(models: Path, name: str, seconds: float) -> float:
+    return measure_limit(models / name / VERSION, TENSORS, {"image": tensor()}, seconds)[0]
 
 
 def _write_sums(models: Path) -> None:
@@ -217,22 +225,19 @@ def _write_sums(models: Path) -> None:
     (directory / "model.yaml").write_text(json.dumps(manifest))  # JSON is YAML
 
 
-def _page(tables: dict[str, Figures], limit: float, options: argparse.Namespace) -> str:
+def _page(tables: dict[str, Figures], limits: dict[str, float], options: argparse.Namespace) -> str:
     lines = [
         "# Protocols",
         "",
         f"{datetime.datetime.now(datetime.UTC).date()}, {len(os.sched_getaffinity(0))} cores. Medians of "
         f"{options.rounds} interleaved rounds of {options.seconds:g} s, {CONNECTIONS} connections, wrk (HTTP) and "
         "h2load (gRPC) on the same cores, all through one server. Anew: `python -m bench.protocols`.",
-        "",
-        f"## {_LARGE}",
-        "",
-        f"| | requests/s | of the limit (asked: {LEAST}) | CPU of the server |",
-        "| --- | ---: | ---: | ---: |",
-        f"| in-process limit | {limit:.0f} | 1 | – |",
     ]
-    for name, (per_second, cpu) in tables[_LARGE].items():
-        lines.append(f"| {name} | {per_second:.0f} | {per_second / limit:.2f} | {cpu:.0f} µs |")
+    for model, title in _LARGE.items():
+        lines += ["", f"## {title}", "", f"| | requests/s | of the limit (asked: {LEAST}) | CPU of the server |"]
+        lines += ["| --- | ---: | ---: | ---: |", f"| in-process limit | {limits[model]:.0f} | 1 | – |"]
+        for name, (per_second, cpu) in tables[model].items():
+            lines.append(f"| {name} | {per_second:.0f} | {per_second / limits[model]:.2f} | {cpu:.0f} µs |")
     lines += ["", f"## {_SIZES}", "", "| | requests/s | CPU of the server |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {per_second:.0f} | {cpu:.0f} µs |" for name, (per_second, cpu) in tables[_SIZES].items()]
     return "\n".join(lines) + "\n"

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from app.registry.loading import load_servable
 from app.registry.manifest import read_manifest
@@ -32,6 +32,7 @@ from bench.workloads import PHOTO_LABEL, PHOTO_MODEL, Workload, photo
 KEY = "d"
 TITLE = "float32 tensor, 3 × 224 × 224 (602,112 bytes), as an octet-stream body"
 NAME, VERSION = "efficientnet-lite0-float", "1.0.0"
+IN_FLOATS = "efficientnet-lite0-fp32"
 CONNECTIONS = 16
 MOST_OVERHEAD = 1.3
 EMPTY = "empty ASGI application"
@@ -66,19 +67,24 @@ def tensor() -> np.ndarray:
     return np.ascontiguousarray((pixels.astype("<f4") - 127).transpose(0, 3, 1, 2) / 128)
 
 
-def write_float_model(models: Path) -> None:
-    """The shipped INT8 network with a float32 NCHW input, which its first node quantises as the pixels were."""
-    directory = models / NAME / VERSION
+def write_float_model(models: Path, name: str = NAME) -> None:
+    """The shipped INT8 network with a float32 NCHW input, which its first node quantises as the pixels were.
+
+    As IN_FLOATS it is computed in float32 as a whole.
+    """
+    directory = models / name / VERSION
     directory.mkdir(parents=True)
     model = onnx.load(PHOTO_MODEL / "model.onnx")
     take_floats(model.graph)
+    if name == IN_FLOATS:
+        compute_in_floats(model.graph)
     onnx.checker.check_model(model)
     onnx.save(model, directory / "model.onnx")
     (directory / "labels.txt").write_bytes((PHOTO_MODEL / "labels.txt").read_bytes())
     shipped = read_manifest(PHOTO_MODEL)
     manifest = {
         "schema": 1,
-        "name": NAME,
+        "name": name,
         "version": VERSION,
         "task": shipped.task,
         "runtime": "onnx",
@@ -103,6 +109,39 @@ def take_floats(graph: onnx.GraphProto) -> None:
     parameters = ["image", "pixel_scale", "pixel_zero_point"]
     graph.node[0].CopyFrom(helper.make_node("QuantizeLinear", parameters, transpose.output, name=transpose.name))
     graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 224, 224]))
+
+
+def compute_in_floats(graph: onnx.GraphProto) -> None:
+    """Weights as the values that they stand for; where activations were rounded they are only clipped, as rounding to
+    8 bits does."""
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    taken: dict[str, str] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        node.input[:] = [taken.get(name, name) for name in node.input]
+        if node.op_type == "QuantizeLinear":
+            _, scale, zero = (stored.get(name) for name in node.input)
+            ends = (np.array([0, 255]) - zero.item()) * scale.item()
+            for end, value in zip(("low", "high"), ends, strict=True):
+                graph.initializer.append(numpy_helper.from_array(np.float32(value), f"{node.name} {end}"))
+            clipped = [node.input[0], f"{node.name} low", f"{node.name} high"]
+            nodes.append(helper.make_node("Clip", clipped, node.output, name=node.name))
+        elif node.op_type == "DequantizeLinear" and node.input[0] in stored:
+            value, scale, zero = (stored[name] for name in node.input)
+            axis = {one.name: one.i for one in node.attribute}.get("axis", 1)
+            along = [-1 if place == axis else 1 for place in range(value.ndim)] if scale.ndim else []
+            floats = (value.astype(np.float32) - zero.reshape(along)) * scale.reshape(along)
+            graph.initializer.append(numpy_helper.from_array(floats.astype(np.float32), node.output[0]))
+        elif node.op_type == "DequantizeLinear":
+            taken[node.output[0]] = node.input[0]
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def empty_asgi() -> Target:

@@ -5,10 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from app.registry.loading import load_servable
-from bench.tensor_body import EMPTY, KEY, LIMIT, NAME, VERSION, take_floats, tensor, tensor_page, write_float_model
+from bench.tensor_body import (
+    EMPTY,
+    IN_FLOATS,
+    KEY,
+    LIMIT,
+    NAME,
+    VERSION,
+    take_floats,
+    tensor,
+    tensor_page,
+    write_float_model,
+)
 from bench.workloads import PHOTO_MODEL, photo
 
 
@@ -21,6 +33,17 @@ def test_float_model_answers_as_the_shipped_one(tmp_path: Path) -> None:
     assert pixels.dtype == np.dtype("<f4")
     ours, theirs = floats.run({"image": pixels}), shipped.run(shipped.prepare("image", photo()))
     assert (ours["probabilities"] == theirs["probabilities"]).all()
+
+
+def test_network_in_floats_is_the_shipped_one_without_its_rounding(tmp_path: Path) -> None:
+    write_float_model(tmp_path, IN_FLOATS)
+    network = onnx.load(tmp_path / IN_FLOATS / VERSION / "model.onnx")
+    assert not [node.op_type for node in network.graph.node if "Quantize" in node.op_type]
+    floats = load_servable(tmp_path / IN_FLOATS / VERSION, threads=1).run({"image": tensor()})["probabilities"]
+    shipped = load_servable(PHOTO_MODEL, threads=1)
+    rounded = shipped.run(shipped.prepare("image", photo()))["probabilities"]
+    assert floats.argmax() == rounded.argmax()
+    assert np.abs(floats - rounded).max() < 0.05
 
 
 def test_another_beginning_is_refused() -> None:
