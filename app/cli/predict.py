@@ -32,11 +32,11 @@ def predict(
     from app.library import load
     from app.processing.classification import Prediction
 
+    if (content is None) == (text is None):
+        raise typer.BadParameter("say what shall be answered: a file, or --text", param_hint="CONTENT")
     settings = read_settings(models=models)
     with failing_cleanly():
         loaded = load(model, models=settings.models)
-        if (content is None) == (text is None):
-            raise InvalidContent("say what shall be answered: a file, or --text")
         if content is None:
             if loaded.kind != "text":
                 raise InvalidContent(f"{loaded.name} takes no texts: give it the path of a file")

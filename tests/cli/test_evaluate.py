@@ -79,7 +79,7 @@ def test_evaluate_against_steps(headway: Headway, root: Path, folder: Path) -> N
 def test_evaluate_failures(headway: Headway, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        (("scores", folder), "scores is no image classifier: evaluate takes labelled images"),
+        (("scores", folder), "scores is no classifier of images or texts: evaluate takes labelled ones"),
         (("colour", tmp_path / "empty"), "holds no labelled images"),
         (("colour", tmp_path / "nowhere"), "is not a folder of labelled images"),
         (("nothing", folder), "there is no model 'nothing'"),

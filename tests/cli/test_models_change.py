@@ -161,8 +161,10 @@ def test_golden_rows_are_recorded(add: Headway, root: Path, tmp_path: Path) -> N
     (golden / "two.json").write_text("[[1]]")
     done = add("sum.onnx", "--name", "other", "--task", "regression", "--golden", golden)
     assert "two.json: is no golden request of this model: input 'x' has shape [1, 1]" in done.err
-    done = add("sum.onnx", "--name", "other", "--golden", golden)
-    assert "golden requests are for models that answer with labels or a value" in done.err
+    (golden / "two.json").unlink()
+    assert add("sum.onnx", "--name", "other", "--golden", golden).code == 0
+    recorded = json.loads((root / "other" / "1.0.0" / "golden" / "golden.json").read_text())["requests"]
+    assert recorded == [{"inputs": [[1, 2, 3]], "outputs": {"total": [[6.0]]}}]
 
 
 REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
