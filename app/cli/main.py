@@ -10,7 +10,9 @@ import app as package
 from app.cli import (
     baseline,
     compare,
+    convert,
     db,
+    distill,
     drift,
     evaluate,
     models,
@@ -18,10 +20,13 @@ from app.cli import (
     models_change,
     plan,
     predict,
+    profile,
+    prune,
     quality,
     quantize,
     release,
     release_compare,
+    robustness,
     serve,
 )
 
@@ -38,6 +43,10 @@ cli.command("evaluate")(evaluate.evaluate)
 cli.command("compare")(compare.compare)
 cli.command("baseline")(baseline.baseline)
 cli.command("quantize")(quantize.quantize)
+cli.command("prune")(prune.prune)
+cli.command("convert")(convert.convert)
+cli.command("distill")(distill.distill)
+cli.command("robustness")(robustness.robustness)
 cli.command("drift")(drift.drift)
 cli.command("quality")(quality.quality)
 models.cli.command("add")(models_add.add)
@@ -54,6 +63,7 @@ release.cli.command("compare")(release_compare.compare)
 cli.add_typer(release.cli, name="release")
 cli.add_typer(db.cli, name="db")
 cli.add_typer(plan.cli, name="plan")
+cli.add_typer(profile.cli, name="profile")
 
 
 def _print_version(wanted: bool) -> None:

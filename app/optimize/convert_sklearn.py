@@ -15,7 +15,7 @@ from app.optimize import quantize_graph as graphs
 from app.optimize.convert_source import Given, Source, Target, specs_of, versions_of
 from app.tensors import Tensors, TensorSpec
 
-_INSTALL = "pip install skl2onnx scikit-learn joblib"
+_INSTALL = "pip install 'headway[scikit-learn]'"
 _INPUT = "features"
 # What skl2onnx has operators for; ONNX Runtime has more.
 _OPSETS = {"": 21, "ai.onnx.ml": 3}

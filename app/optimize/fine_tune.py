@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,6 @@ from app.tensors import Tensors
 # Photos of 224 × 224 in bytes: 3,500 of them. Beyond it they are read anew each time.
 _KEPT_BYTES = 1 << 29
 _READ_AT_ONCE = 32
-# Of a parameter that is all 0, so that it moves at all.
-_LEAST_SIZE = 1e-3
 
 
 class Rows:
@@ -91,11 +88,7 @@ class Rows:
 class Recipe:
     """Adam, its learning rate falling to 0 along a cosine. The loss is `T²·H(q, p) + alpha·H(y, p)`: p the network's
     distribution, q the parent's, both at temperature T in the first term, and y the label (Hinton et al. 2015,
-    https://arxiv.org/abs/1503.02531). With `alpha` 0 labels are not needed.
-
-    `is_relative`: the rate is a share of the root mean square of each parameter, which matters where batch normalisation
-    is folded into layers, so that their weights are of any size: with one rate for all EfficientNet-Lite0 lost in its
-    first steps what refitting had brought."""
+    https://arxiv.org/abs/1503.02531). With `alpha` 0 labels are not needed."""
 
     epochs: int = 10
     learning_rate: float = 1e-3
@@ -104,7 +97,6 @@ class Recipe:
     temperature: float = 2.0
     seed: int = 0
     threads: int = 1
-    is_relative: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +163,7 @@ def fine_tune(
     classes = rows.classes
     if classes is None and recipe.alpha:
         raise InvalidContent(f"{rows.data} has no labels: with --alpha 0 the parent's answers alone are learnt from")
-    optimiser = torch.optim.Adam(_groups(weights, recipe))
+    optimiser = torch.optim.Adam(weights, lr=recipe.learning_rate)
     order = torch.Generator().manual_seed(recipe.seed)
     size = min(recipe.batch_size, rows.most or recipe.batch_size)
     steps = recipe.epochs * math.ceil(len(rows) / size)
@@ -181,15 +173,11 @@ def fine_tune(
         for places in torch.randperm(len(rows), generator=order).split(size):
             before_step(done / steps)
             for group in optimiser.param_groups:
-                group["lr"] = group["rate"] * (1 + math.cos(math.pi * done / steps)) / 2
+                group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * done / steps)) / 2
             logits = network(*rows.batch(places.tolist()))
             terms = [parent_loss(logits, parent[places], recipe.temperature)]
             terms += [functional.cross_entropy(logits, classes[places])] if classes is not None else []
-            loss = terms[0] + (recipe.alpha * terms[1] if recipe.alpha else 0)
-            if not torch.isfinite(loss):
-                raise InvalidContent(
-                    "fine-tuning has run away (the loss is not finite): take a smaller --learning-rate"
-                )
+            loss = _total(terms, recipe)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -202,12 +190,9 @@ def fine_tune(
     return losses
 
 
-def _groups(weights: Sequence[torch.nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
-    """Each parameter with its learning rate at the start."""
-    if not recipe.is_relative:
-        return [{"params": list(weights), "lr": recipe.learning_rate, "rate": recipe.learning_rate}]
-    groups = []
-    for weight in weights:
-        rate = recipe.learning_rate * max(float(weight.detach().square().mean().sqrt()), _LEAST_SIZE)
-        groups.append({"params": [weight], "lr": rate, "rate": rate})
-    return groups
+def _total(terms: Sequence[torch.Tensor], recipe: Recipe) -> torch.Tensor:
+    """Raises InvalidContent where it is no number."""
+    loss = terms[0] + recipe.alpha * terms[1] if recipe.alpha else terms[0]
+    if not torch.isfinite(loss):
+        raise InvalidContent("fine-tuning has run away (the loss is not finite): take a smaller --learning-rate")
+    return loss
