@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from app.optimize.fine_tune import reproducible
-from app.optimize.torch_export import export_onnx
+from app.optimize.networks.fine_tune import reproducible
+from app.optimize.networks.torch_export import export_onnx
 from app.registry.draft import write_manifest
 from recipes.digits import Digits, split_digits
 

@@ -44,8 +44,8 @@ from app.errors import InvalidContent, VersionRefused
 from app.registry.intake import Intake, Published
 
 if TYPE_CHECKING:
-    from app.optimize.convert_source import Given, Target
-    from app.optimize.convert_version import Conversion
+    from app.optimize.conversion.source import Given, Target
+    from app.optimize.conversion.version import Conversion
 
 _SOURCE = "Source"
 
@@ -181,8 +181,8 @@ def _given(
     samples: Path | None,
 ) -> Given:
     try:
-        from app.optimize.convert_samples import read_arrays
-        from app.optimize.convert_source import Given, parse_input
+        from app.optimize.conversion.samples import read_arrays
+        from app.optimize.conversion.source import Given, parse_input
     except ImportError as exc:
         raise InvalidContent(
             f"convert needs a package that is missing ({exc}): pip install 'headway[optimize]'"
@@ -209,9 +209,9 @@ def _convert(
     progress: Callable[[str, int], Callable[[], None]],
 ) -> Conversion:
     try:
-        from app.optimize.convert import open_source
-        from app.optimize.convert_samples import given_samples, random_samples
-        from app.optimize.convert_version import convert_source, origin_of
+        from app.optimize.conversion.forms import open_source
+        from app.optimize.conversion.samples import given_samples, random_samples
+        from app.optimize.conversion.version import convert_source, origin_of
     except ImportError as exc:
         raise InvalidContent(
             f"convert needs a package that is missing ({exc}): pip install 'headway[optimize]'"
@@ -225,7 +225,7 @@ def _convert(
 
 
 def _stage(intake: Intake, conversion: Conversion, wishes: dict[str, Any]) -> Any:
-    from app.optimize.convert_version import write_version
+    from app.optimize.conversion.version import write_version
     from app.registry.draft import Wishes
 
     try:

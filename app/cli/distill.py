@@ -31,8 +31,8 @@ from app.registry.store import Store
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.optimize.distill import Epoch, Plan
-    from app.optimize.distill_version import Outcome, Wishes
+    from app.optimize.distillation.training import Epoch, Plan
+    from app.optimize.distillation.version import Outcome, Wishes
     from app.registry.intake import Published
     from app.registry.servable import Servable
 
@@ -77,9 +77,9 @@ def distill(
     settings = read_settings(models=models)
     with failing_cleanly():
         _require_extra()
-        from app.optimize.distill import Plan
-        from app.optimize.distill_data import find_partly_labelled
-        from app.optimize.distill_version import Wishes, distill_version
+        from app.optimize.distillation.data import find_partly_labelled
+        from app.optimize.distillation.training import Plan
+        from app.optimize.distillation.version import Wishes, distill_version
         from app.optimize.examples import find_labelled
 
         store = open_store(settings)
@@ -168,7 +168,7 @@ def _report(
     settings: Settings,
     store: Store,
 ) -> Group:
-    from app.optimize.distill_version import describe_end
+    from app.optimize.distillation.version import describe_end
 
     measured = outcome.measured
     if published is None or measured is None:
@@ -194,7 +194,7 @@ def _report(
 
 
 def _epoch_table(outcome: Outcome) -> Table:
-    from app.optimize.distill_version import epoch_cells, shown_epochs
+    from app.optimize.distillation.version import epoch_cells, shown_epochs
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("epoch", "H(q, p)·T²", "H(q, y)", "loss", "top-1, held out"):

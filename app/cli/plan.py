@@ -18,10 +18,10 @@ from app.cli.console import MISUSE, JsonOption, emit, failing_cleanly, print_err
 from app.errors import Conflict, InvalidContent
 
 if TYPE_CHECKING:
-    from app.optimize.hpa import Hpa
-    from app.optimize.replay_summary import Period, Summary
-    from app.optimize.service_model import ServiceModel
-    from app.optimize.traffic import Traffic
+    from app.optimize.planning.hpa import Hpa
+    from app.optimize.planning.replay_summary import Period, Summary
+    from app.optimize.planning.service_model import ServiceModel
+    from app.optimize.planning.traffic import Traffic
 
 cli = typer.Typer(help="Plan a deployment: what would happen, without a cluster.", no_args_is_help=True)
 
@@ -68,9 +68,9 @@ def hpa(
         print_error(f"--start-seconds: must be from 0 to {_MOST_SECONDS} (it says {start_seconds:g})")
         raise typer.Exit(MISUSE)
     with failing_cleanly():
-        from app.optimize.hpa_file import read_hpa
-        from app.optimize.replay import replay
-        from app.optimize.replay_summary import summarize
+        from app.optimize.planning.hpa_file import read_hpa
+        from app.optimize.planning.replay import replay
+        from app.optimize.planning.replay_summary import summarize
 
         chart = _prepare_picture(picture) if picture is not None else None
         scaler = _set_target(read_hpa(manifest, least, most), target_ms)
@@ -93,7 +93,7 @@ def _check_times(*options: tuple[str, float | None]) -> None:
 
 
 def _set_target(scaler: Hpa, target_ms: float | None) -> Hpa:
-    from app.optimize.replay import SUCCESS
+    from app.optimize.planning.replay import SUCCESS
 
     if target_ms is None:
         return scaler
@@ -106,7 +106,7 @@ def _set_target(scaler: Hpa, target_ms: float | None) -> Hpa:
 
 
 def _make_service(service_ms: float | None, threads: int | None, deadline_ms: float | None) -> ServiceModel:
-    from app.optimize.service_model import ServiceModel
+    from app.optimize.planning.service_model import ServiceModel
 
     given: dict[str, Any] = {}
     if service_ms is not None:
@@ -119,7 +119,7 @@ def _make_service(service_ms: float | None, threads: int | None, deadline_ms: fl
 
 
 def _make_traffic(path: Path | None, capacity: float) -> Traffic:
-    from app.optimize.traffic import make_day, read_traffic
+    from app.optimize.planning.traffic import make_day, read_traffic
 
     return read_traffic(path) if path is not None else make_day(_DAY_SHARE * capacity)
 
@@ -127,7 +127,7 @@ def _make_traffic(path: Path | None, capacity: float) -> Traffic:
 def _settings(
     traffic: Path | None, manifest: Path, scaler: Hpa, service: ServiceModel, start_seconds: float
 ) -> dict[str, Any]:
-    from app.optimize.replay import SUCCESS
+    from app.optimize.planning.replay import SUCCESS
 
     targets = {metric.name: metric.target for metric in scaler.metrics}
     return {
@@ -146,9 +146,9 @@ def _settings(
 
 
 def _prepare_picture(path: Path) -> ModuleType:
-    """Before the work: what draws is there, and the folder. Returns app.optimize.replay_chart."""
+    """Before the work: what draws is there, and the folder. Returns app.optimize.planning.replay_chart."""
     try:
-        from app.optimize import replay_chart
+        from app.optimize.planning import replay_chart
     except ImportError as exc:
         raise InvalidContent(f"--picture draws with Matplotlib ({exc}): pip install 'headway[compare]'") from exc
     if not path.parent.is_dir() or path.is_dir():

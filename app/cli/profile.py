@@ -18,9 +18,9 @@ from app.errors import InvalidContent, RegistryReadOnly
 from app.registry.versions import ModelRef, Version
 
 if TYPE_CHECKING:
-    from app.optimize.profile_matrix import Matrix
-    from app.optimize.profile_stack import Opened
-    from app.optimize.profiles import Profile, RuntimeName
+    from app.optimize.profiling.matrix import Matrix
+    from app.optimize.profiling.records import Profile, RuntimeName
+    from app.optimize.profiling.stack import Opened
     from app.registry.servable import Servable
     from app.registry.store import Store
 
@@ -60,7 +60,7 @@ def measure(
     """Latency, rows/s, accuracy, memory, FLOPs and parameters here; the same as headway profile MODEL."""
     settings = read_settings(models=models)
     with failing_cleanly():
-        from app.optimize.profile_stack import runtimes_of
+        from app.optimize.profiling.stack import runtimes_of
 
         store = open_store(settings)
         found = _open(store, model)
@@ -93,7 +93,7 @@ def matrix(
     """P(h, s): what was kept, hardware by software; its means, and the fastest stack."""
     settings = read_settings(models=models)
     with failing_cleanly():
-        from app.optimize.profile_matrix import make_matrix
+        from app.optimize.profiling.matrix import make_matrix
 
         store = open_store(settings)
         refusal: str | None = None
@@ -132,8 +132,8 @@ def _parse(model: str) -> ModelRef:
 
 def _pairs(store: Store, names: Sequence[str], runtimes: str) -> list[tuple[Servable, RuntimeName]]:
     """Each named version with those of `runtimes` that read its file."""
-    from app.optimize.profile_stack import runtimes_of
-    from app.optimize.profiles import RUNTIME_TITLES
+    from app.optimize.profiling.records import RUNTIME_TITLES
+    from app.optimize.profiling.stack import runtimes_of
 
     wanted = list(dict.fromkeys(name.strip() for name in runtimes.split(",")))
     for name in wanted:
@@ -156,9 +156,9 @@ def _measure(
 ) -> tuple[_Labelled, str | None]:
     """The new profiles, and why they were not kept where the registry is read-only."""
     from app.cli.derive import progress_bars
-    from app.optimize.profile_measure import measure
-    from app.optimize.profile_stack import open_with
-    from app.optimize.profiles import keep_profiles, read_profiles
+    from app.optimize.profiling.measure import measure
+    from app.optimize.profiling.records import keep_profiles, read_profiles
+    from app.optimize.profiling.stack import open_with
 
     opened: list[Opened] = []
     for servable, runtime in pairs:
@@ -177,7 +177,7 @@ def _measure(
 
 def _kept(store: Store, model: str) -> _Labelled:
     """Of one version, or of all versions of a name without a tag."""
-    from app.optimize.profiles import read_profiles
+    from app.optimize.profiling.records import read_profiles
 
     ref = _parse(model)
     if ref.name not in store.model_names():
@@ -254,7 +254,7 @@ def _draw(found: Matrix) -> list[Table | Text]:
 
 
 def _figure_table(found: Matrix, figure: str, title: str, form: str) -> Table:
-    from app.optimize.profile_matrix import mean
+    from app.optimize.profiling.matrix import mean
 
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("")

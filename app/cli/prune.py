@@ -31,9 +31,9 @@ from app.registry.store import Store
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from app.optimize.fine_tune import Recipe
-    from app.optimize.prune_method import Amount, Method
-    from app.optimize.prune_version import Outcome
+    from app.optimize.networks.fine_tune import Recipe
+    from app.optimize.pruning.method import Amount, Method
+    from app.optimize.pruning.version import Outcome
     from app.registry.intake import Published
     from app.registry.servable import Servable
 
@@ -101,7 +101,7 @@ def prune(
     """Zero weights, or take out channels, of an ONNX model; fine-tune what is left; refuse what loses too much."""
     settings = read_settings(models=models)
     with failing_cleanly():
-        from app.optimize.prune_method import Method
+        from app.optimize.pruning.method import Method
 
         amount = _amount(
             sparsity=sparsity, percentile=percentile, threshold=threshold, fewer_flops=fewer_flops
@@ -118,8 +118,8 @@ def prune(
         number = free_version(store, parent, version)
         _require_packages()
         from app.optimize.examples import find_examples, find_labelled
-        from app.optimize.fine_tune import Recipe
-        from app.optimize.prune_version import Wishes, prune_version
+        from app.optimize.networks.fine_tune import Recipe
+        from app.optimize.pruning.version import Wishes, prune_version
 
         recipe = Recipe(epochs, learning_rate, batch_size, alpha, temperature, seed, threads)
         labelled = find_labelled(parent, evaluation) if evaluation is not None else None
@@ -150,7 +150,7 @@ def _require_packages() -> None:
 
 
 def _amount(**given: float | None) -> Amount:
-    from app.optimize.prune_method import Amount
+    from app.optimize.pruning.method import Amount
 
     said = [(kind, value) for kind, value in given.items() if value is not None]
     if len(said) != 1:

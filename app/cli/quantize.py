@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from app.optimize.examples import Examples
-    from app.optimize.fine_tune import Recipe
-    from app.optimize.quantize_method import Method
-    from app.optimize.quantize_version import Outcome
+    from app.optimize.networks.fine_tune import Recipe
+    from app.optimize.quantization.method import Method
+    from app.optimize.quantization.version import Outcome
     from app.registry.intake import Published
     from app.registry.servable import Servable
 
@@ -90,8 +90,8 @@ def quantize(
         given = _Training(fine_tune, epochs, learning_rate, alpha)
         _check_training(scheme, given)
         from app.optimize.examples import find_examples, find_labelled
-        from app.optimize.quantize_method import Method
-        from app.optimize.quantize_version import Wishes, quantize_version
+        from app.optimize.quantization.method import Method
+        from app.optimize.quantization.version import Wishes, quantize_version
 
         store = open_store(settings)
         parent = open_parent(store, model)
@@ -136,7 +136,7 @@ class _Training:
         return find_examples(parent, self.fine_tune) if self.alpha == 0 else find_labelled(parent, self.fine_tune)
 
     def recipe(self, seed: int) -> Recipe:
-        from app.optimize.fine_tune import Recipe
+        from app.optimize.networks.fine_tune import Recipe
 
         epochs, rate, alpha = self._chosen()
         return Recipe(epochs=epochs, learning_rate=rate, alpha=alpha, seed=seed)

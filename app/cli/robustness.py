@@ -19,7 +19,7 @@ from app.registry.robustness import ROBUSTNESS_FILE, find_unmet, keep_measuremen
 from app.registry.store import Store
 
 if TYPE_CHECKING:
-    from app.optimize.robust import Outcome
+    from app.optimize.robustness.measure import Outcome
     from app.registry.servable import Servable
 
 
@@ -63,12 +63,12 @@ def robustness(
         numbers = _numbers(strengths)
         names = tuple(name.strip() for name in attacks.split(",")) if attacks is not None else None
         _check_output(output)
-        from app.optimize.robust_art import require_art
+        from app.optimize.robustness.art import require_art
 
         if names is None or not {*names}.isdisjoint(("fgsm", "pgd", "square", "hopskipjump")):
             require_art()
         from app.optimize.examples import find_labelled
-        from app.optimize.robust import Wishes, measure
+        from app.optimize.robustness.measure import Wishes, measure
 
         store = open_store(settings)
         servable = open_parent(store, model)
@@ -117,7 +117,7 @@ def _check_output(output: Path | None) -> None:
 
 
 def _write(output: Path, servable: Servable, outcome: Outcome) -> None:
-    from app.optimize.robust_pictures import draw_pictures
+    from app.optimize.robustness.pictures import draw_pictures
 
     record = render_record(model_files(servable.manifest), outcome.measurements)
     files = {ROBUSTNESS_FILE: record, **draw_pictures(f"{servable.name}@{servable.version}", outcome)}

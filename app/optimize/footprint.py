@@ -78,7 +78,7 @@ def _status_bytes(field: str) -> int:
 def _open(store: Store, directory: Path, threads: int, runtime: str | None) -> Servable:
     if runtime is None:
         return Opener(store, threads).open_directory(directory)
-    from app.optimize.profile_stack import open_with
+    from app.optimize.profiling.stack import open_with
 
     return open_with(store, directory, runtime, threads).servable  # type: ignore[arg-type]
 
@@ -89,7 +89,7 @@ def _main() -> None:
     photo = Path(task["photo"]).read_bytes() if task["photo"] is not None else None
     inference = Inference(Registry(store))
     if runtime is not None:
-        from app.optimize.profile_stack import import_runtime
+        from app.optimize.profiling.stack import import_runtime
 
         import_runtime(runtime)
     before = _status_bytes("VmRSS")

@@ -15,7 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from app.cli.main import cli
-from app.optimize.profiles import PROFILES, read_profiles
+from app.optimize.profiling.records import PROFILES, read_profiles
 from recipes.digits import split_digits
 from tests.cli.conftest import Headway, environment
 from tests.fixtures_models import write_composition, write_model

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from app.optimize.hpa_file import parse_quantity
+from app.optimize.planning.hpa_file import parse_quantity
 from app.server.options import ServerOptions
 from app.settings import Settings
 from tests.k8s.rendering import COMPONENTS, TARGETS, find_objects, get_object, get_pod, render

@@ -9,9 +9,11 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from app import load
+from app.optimize.networks.tflite_file import read_tflite, write_tflite
+from app.optimize.quantization import tflite_graph
 from app.runtimes.tflite import TfliteRuntime
 from app.tensors import TensorSpec
-from recipes import graph, portability, tflite_conversion
+from recipes import portability, tflite_conversion
 from tests.fixtures_tflite import Network, Node, tflite_file
 from tests.recipes.foolbox_photos import foolbox_photos
 
@@ -20,48 +22,59 @@ TFLITE, ONNX = MODELS / "efficientnet-lite0-tflite/1.0.0", MODELS / "efficientne
 PIXELS = np.array([[0, 127, 128, 255]], np.uint8)
 ADDED = np.array([1, 2, 3, 4], np.float32)
 
-FLOAT = Network(
-    {"args_0": ("FP32", [1, 4]), "sum": ("FP32", [1, 4])},
+CONVERTED = Network(
+    {"args_0": ("FP32", [1, 4]), "place/of/a/class": ("FP32", [1, 4]), "sum": ("FP32", [1, 4])},
     ["args_0"],
     ["sum"],
-    [Node("ADD", ["args_0", "added"], ["sum"])],
+    [Node("ADD", ["args_0", "added"], ["place/of/a/class"]), Node("ADD", ["place/of/a/class", "added"], ["sum"])],
     {"added": ADDED},
     signature={"sum": "probabilities"},
 )
-INT8 = Network(
-    {"args_0": ("FP32", [1, 4]), "levels": ("INT8", [1, 4]), "float": ("FP32", [1, 4]), "sum": ("FP32", [1, 4])},
-    ["args_0"],
-    ["sum"],
-    [
-        Node("QUANTIZE", ["args_0"], ["levels"]),
-        Node("DEQUANTIZE", ["levels"], ["float"]),
-        Node("ADD", ["float", "added"], ["sum"]),
-    ],
-    {"added": ADDED},
-    {"levels": (1 / 128, -1)},
-    {"sum": "probabilities"},
-)
 
 
-@pytest.mark.parametrize("network", [FLOAT, INT8], ids=["float", "int8"])
-def test_finished_network_takes_pixels(tmp_path: Path, network: Network) -> None:
-    """What (x - 127) / 128 is stands in recipes/graph.py too: the two formats must agree on it."""
-    runtime = TfliteRuntime(_finish(tmp_path, network), 1)
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    model = read_tflite(tflite_file(CONVERTED))
+    tflite_conversion.attach_pixels(model)
+    tflite_conversion.name_inner_tensors(model)
+    path = tmp_path / "model.tflite"
+    path.write_bytes(write_tflite(model))
+    return path
+
+
+def test_network_takes_pixels_as_efficientnet_lite_normalises_them(finished: Path) -> None:
+    runtime = TfliteRuntime(finished, 1)
     assert runtime.inputs == (TensorSpec("image", "UINT8", (1, 4)),)
     assert runtime.outputs == (TensorSpec("probabilities", "FP32", (1, 4)),)
     answer = runtime.run({"image": PIXELS})["probabilities"]
-    np.testing.assert_array_equal(answer, (PIXELS.astype(np.float32) - 127) / 128 + ADDED)
-    assert (tflite_conversion.PIXEL_SCALE, tflite_conversion.PIXEL_ZERO_POINT) == (
-        graph.PIXEL_SCALE,
-        graph.PIXEL_ZERO_POINT,
-    )
+    np.testing.assert_array_equal(answer, (PIXELS.astype(np.float32) - 127) / 128 + ADDED + ADDED)
 
 
-@pytest.mark.parametrize("network", [FLOAT, INT8], ids=["float", "int8"])
-def test_finished_network_has_no_names_of_its_maker(tmp_path: Path, network: Network) -> None:
-    content = _finish(tmp_path, network).read_bytes()
-    assert b"args_0" not in content
-    assert b"levels" not in content
+def test_network_has_no_names_of_its_maker(finished: Path) -> None:
+    (graph,) = read_tflite(finished.read_bytes()).subgraphs
+    assert {tensor.name for tensor in graph.tensors} == {
+        b"image", b"dequantize_0", b"add_1", b"t1", b"probabilities"
+    }  # fmt: skip
+
+
+def test_bytes_of_a_photo_go_into_the_shipped_network_without_floats() -> None:
+    model = read_tflite((TFLITE / "model.tflite").read_bytes())
+    (graph,) = model.subgraphs
+    kinds = [tflite_graph.code_of(model, operator) for operator in graph.operators]
+    assert kinds[:2] == [schema.BuiltinOperator.QUANTIZE, schema.BuiltinOperator.CONV_2D]
+    assert list(graph.operators[0].inputs) == list(graph.inputs)
+
+
+def test_biases_of_the_shipped_file_fit() -> None:
+    """ai-edge-quantizer cuts off those that do not, at the ends of 32 bits."""
+    model = read_tflite((TFLITE / "model.tflite").read_bytes())
+    (graph,) = model.subgraphs
+    biases = [
+        tflite_graph.constant(model, tensor) for tensor in graph.tensors if tensor.type == schema.TensorType.INT32
+    ]
+    values = [bias.astype(np.int64) for bias in biases if bias is not None and bias.ndim == 1 and bias.size > 4]
+    assert len(values) == 49
+    assert max(int(np.abs(bias).max()) for bias in values) <= 2**30
 
 
 def test_weights_of_the_shipped_file_are_aligned() -> None:
@@ -101,10 +114,3 @@ def test_same_answers_without_vnni() -> None:
     result = portability.compare(TFLITE / "model.tflite", pixels)
     assert (result.n, result.equal) == (5, 5)
     assert result.largest_difference < 1e-4
-
-
-def _finish(tmp_path: Path, network: Network) -> Path:
-    made, finished = tmp_path / "made.tflite", tmp_path / "finished.tflite"
-    made.write_bytes(tflite_file(network))
-    tflite_conversion.finish(made, finished)
-    return finished

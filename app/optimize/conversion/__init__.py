@@ -1,0 +1,1 @@
+"""From what others trained to a version: `headway convert`."""

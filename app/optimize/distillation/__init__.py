@@ -1,0 +1,1 @@
+"""A small network that learns from a version: `headway distill`."""

@@ -1,0 +1,1 @@
+"""What the Horizontal Pod Autoscaler would do: `headway plan hpa`."""

@@ -1,0 +1,1 @@
+"""What a version costs on this machine: `headway profile`."""

@@ -1,0 +1,1 @@
+"""Zeros and fewer channels: `headway prune`."""

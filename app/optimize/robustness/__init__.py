@@ -1,0 +1,1 @@
+"""Labels changed by attacks and corruptions: `headway robustness`."""
