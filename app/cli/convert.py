@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
-from app.cli.derive import progress_bars
+from app.cli.derive import check_place, progress_bars, stdout_kept, temporary_directory
 from app.cli.draft_options import (
     GOLDEN_PANEL,
     ActivationOption,
@@ -133,6 +132,7 @@ def convert(
     settings = read_settings(models=models)
     with failing_cleanly():
         store = open_store(settings)
+        check_place(store)
         intake = Intake(store, bin_days=settings.bin_days)
         intake.sweep(time.time())
         wishes = {
@@ -155,8 +155,9 @@ def convert(
         }
         given = _given(weights, inputs, output_names, trust_pickle, converter_python, samples)
         command = _command(source, to, wishes, weights, inputs, output_names, trust_pickle)
-        with tempfile.TemporaryDirectory(prefix="headway-") as folder, progress_bars() as progress:
-            conversion = _convert(source, to, given, command, samples, seed, tolerance, Path(folder), progress)
+        with temporary_directory() as folder, progress_bars() as progress:
+            with stdout_kept():
+                conversion = _convert(source, to, given, command, samples, seed, tolerance, folder, progress)
             staged = _stage(intake, conversion, wishes)
             with staged:
                 if dry_run:

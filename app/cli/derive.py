@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -56,12 +57,18 @@ def open_parent(store: Store, model: str) -> Servable:
     return Opener(store).open(ref).servable
 
 
-def free_version(store: Store, parent: Servable, version: str | None) -> str:
-    """Before minutes of work: whether the result can be kept, and under which number."""
-    from app.optimize.derived import next_minor
+def check_place(store: Store) -> None:
+    """Before minutes of work: whether its result can be kept. Raises RegistryReadOnly, RegistryFull."""
     from app.registry.staging import Staging
 
     Staging(store.root).discard()
+
+
+def free_version(store: Store, parent: Servable, version: str | None) -> str:
+    """Before minutes of work: whether the result can be kept, and under which number."""
+    from app.optimize.derived import next_minor
+
+    check_place(store)
     if version is None:
         return next_minor(store, parent.name, parent.version)
     try:
@@ -76,8 +83,29 @@ def free_version(store: Store, parent: Servable, version: str | None) -> str:
 @contextmanager
 def workplace(parent: Servable, number: str) -> Iterator[Path]:
     """A directory `…/<name>/<number>` to make the version in; it goes in the end."""
-    with tempfile.TemporaryDirectory(prefix="headway-") as folder:
-        yield Path(folder, parent.name, number)
+    with temporary_directory() as folder:
+        yield folder / parent.name / number
+
+
+@contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """Goes in the end. Raises Conflict where it, or another of the same place, is out of space."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="headway-") as folder:
+            yield Path(folder)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Conflict(
+            f"{tempfile.gettempdir()}: has no space left ({exc.strerror}); free some, or name another place with TMPDIR"
+        ) from exc
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """What a network's own code prints goes to stderr: stdout is for the command's answer."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from app.cli.derive import (
     open_parent,
     progress_bars,
     publish,
+    stdout_kept,
     workplace,
 )
 from app.errors import InvalidContent
@@ -90,7 +91,7 @@ def distill(
         plan = Plan(alpha, temperature, max_epochs, until_accuracy, batch_size, learning_rate, seed, threads)
         command = _command(parent, student, data, evaluation, plan)
         wishes = Wishes(student, inputs, labelled, plan, max_drop, command)
-        with workplace(parent, number) as directory, progress_bars() as progress:
+        with workplace(parent, number) as directory, stdout_kept(), progress_bars() as progress:
             outcome = distill_version(store, parent, directory, wishes, progress, _epoch_printer(plan))
             published = publish(store, settings, directory) if outcome.same_as is None else None
         emit(

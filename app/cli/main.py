@@ -35,6 +35,8 @@ cli = typer.Typer(
     help="A model server: from a trained model to a watched, versioned production service.",
     no_args_is_help=True,
     add_completion=False,
+    # Otherwise Rich takes "[default: 5]" for a colour, and leaves it out.
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 cli.command("serve")(serve.serve)

@@ -77,7 +77,7 @@ def backup(
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(metavar="FILE.tar.gz", help="What `headway models backup` wrote.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.tar.gz", help="What headway models backup wrote.")],
     force: Annotated[
         bool, typer.Option("--force", help="Replace a release.yaml or registry.yaml that differs.")
     ] = False,

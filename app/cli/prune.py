@@ -79,13 +79,13 @@ def prune(
     ] = None,
     size: Annotated[int, typer.Option("--fine-tune-size", min=1, help="How many of them are taken.")] = 2000,
     epochs: Annotated[int, typer.Option("--epochs", min=0, help="Times that they are gone through.")] = 10,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of Adam, at the start.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0, help="Of Adam, at the start.")] = 1e-3,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows in a step.")] = 32,
     alpha: Annotated[
         float, typer.Option("--alpha", min=0, help="Weight of the labels beside the parent's answers; 0: no labels.")
     ] = 1.0,
     temperature: Annotated[
-        float, typer.Option("--temperature", help="That the parent's answers are softened with.")
+        float, typer.Option("--temperature", min=0.01, help="That the parent's answers are softened with.")
     ] = 2.0,
     evaluation: EvaluationOption = None,
     max_drop: MaxDropOption = 1.0,
@@ -93,7 +93,9 @@ def prune(
         int, typer.Option("--sensitivity-size", min=1, help="Labelled inputs that each layer is tried on.")
     ] = 100,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Another number may give another file.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of which inputs are taken, and in which order.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of which inputs are taken, and in which order.")
+    ] = 0,
     version: VersionOption = None,
     models: ModelsOption = None,
     as_json: JsonOption = False,

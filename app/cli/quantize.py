@@ -78,7 +78,9 @@ def quantize(
         float | None,
         typer.Option("--alpha", min=0, help="Of qat: weight of the labels; 0: none are needed. [default: 1]"),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Which inputs are taken, and in which order.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Which inputs are taken, and in which order.")
+    ] = 0,
     version: VersionOption = None,
     models: ModelsOption = None,
     as_json: JsonOption = False,

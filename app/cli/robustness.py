@@ -13,14 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
-from app.cli.derive import open_parent, progress_bars
+from app.cli.derive import check_place, open_parent, progress_bars
 from app.errors import Conflict, InvalidContent, RegistryError
+from app.registry.locking import writing
 from app.registry.robustness import ROBUSTNESS_FILE, find_unmet, keep_measurements, model_files, render_record
-from app.registry.store import Store
 
 if TYPE_CHECKING:
     from app.optimize.robustness.measure import Outcome
     from app.registry.servable import Servable
+
+# Of the float32 that attacks compute in.
+_LARGEST_STRENGTH = 3.4e38
 
 
 def robustness(
@@ -74,13 +77,14 @@ def robustness(
         servable = open_parent(store, model)
         keeps = keep and servable.manifest.composition is None
         if keeps:
-            _check_place(store)
+            check_place(store)
         lender = open_parent(store, gradients_from) if gradients_from is not None else None
         wishes = Wishes(names, numbers, limit, seed, queries, lender)
         with progress_bars() as progress:
             outcome = measure(store, servable, find_labelled(servable, source), wishes, progress)
         if keeps:
-            keep_measurements(store, servable.manifest, outcome.measurements)
+            with writing(servable.directory):
+                keep_measurements(store, servable.manifest, outcome.measurements)
         if output is not None:
             _write(output, servable, outcome)
         emit(as_json, _plain(servable, outcome, keeps), lambda: _report(servable, outcome, keeps, output))
@@ -93,22 +97,16 @@ def _numbers(strengths: str | None) -> tuple[float, ...] | None:
         found = tuple(float(word) for word in strengths.split(","))
     except ValueError as exc:
         raise InvalidContent(f"--strengths {strengths!r}: write numbers with commas between them, as 1,2,4,8") from exc
-    if not all(0 < number < float("inf") for number in found):
-        raise InvalidContent(f"--strengths {strengths!r}: a strength is above 0")
-    return found
-
-
-def _check_place(store: Store) -> None:
-    """Before minutes of work: whether its result can be kept."""
-    from app.registry.staging import Staging
-
-    Staging(store.root).discard()
+    if not all(0 < number < _LARGEST_STRENGTH for number in found):
+        raise InvalidContent(f"--strengths {strengths!r}: a strength is above 0, and a number that 32 bits can hold")
+    return tuple(dict.fromkeys(found))
 
 
 def _check_output(output: Path | None) -> None:
     if output is None:
         return
-    if output.exists() and (not output.is_dir() or not os.access(output, os.W_OK | os.X_OK)):
+    there = next(place for place in (output.absolute(), *output.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise Conflict(f"{output}: is no directory that can be written to; name another with --output")
     try:
         import matplotlib  # noqa: F401

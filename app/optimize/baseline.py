@@ -17,7 +17,8 @@ from app.engine.call import Call
 from app.engine.inference import Inference
 from app.errors import InvalidContent, RunFailed
 from app.monitoring.binning import Bins, ClassBins
-from app.optimize.evaluate import IMAGE_SUFFIXES, LABELS_FILE, find_samples
+from app.optimize.evaluate import IMAGE_SUFFIXES, find_samples
+from app.optimize.labels_file import LABELS_FILE
 from app.optimize.rows import find_rows
 from app.processing.image import ImageProcessing
 from app.registry.baseline import (

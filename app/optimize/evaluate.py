@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +14,13 @@ from app.engine.call import Call
 from app.engine.inference import Inference
 from app.errors import HeadwayError, InvalidContent
 from app.monitoring.quality import score_classes
+from app.optimize.labels_file import LABELS_FILE, read_labels
 from app.registry.composed import Composed
 from app.registry.lifecycle import Resolved
 from app.registry.servable import Content, Item, Servable
 from app.tensors import Array
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-LABELS_FILE = "labels.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,16 +261,10 @@ def _summarise(
 
 
 def _from_table(table: Path, classes: int) -> Iterator[Sample]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        missing = {"filename", "class_index"} - set(rows.fieldnames or ())
-        if missing:
-            raise InvalidContent(f"{table}: lacks the column {sorted(missing)[0]!r}")
-        for number, row in enumerate(rows, 2):
-            index = row["class_index"] or ""
-            if not (index.isascii() and index.isdigit()) or int(index) >= classes:
-                raise InvalidContent(f"{table}, line {number}: class_index {index!r} is not in 0…{classes - 1}")
-            yield Sample(table.parent / row["filename"], int(index))
+    for place, path, index in read_labels(table):
+        if not (index.isascii() and index.isdigit()) or int(index) >= classes:
+            raise InvalidContent(f"{place}: class_index {index!r} is not in 0…{classes - 1}")
+        yield Sample(path, int(index))
 
 
 def _from_folders(folder: Path, labels: Sequence[str]) -> Iterator[Sample]:

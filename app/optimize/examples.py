@@ -34,13 +34,18 @@ class Examples:
 
 
 def find_examples(servable: Servable, source: Path) -> Examples:
-    """Without answers: photos in a folder, or the rows of a CSV, .npy or .npz file. Raises InvalidContent."""
+    """Without answers: photos in a folder, or the rows of a CSV, .npy or .npz file; `read` refuses rows with missing
+    numbers. Raises InvalidContent."""
     _check_inputs(servable)
     inputs = find_inputs(servable, source)
 
     def read(number: int) -> Tensors:
         _, content = inputs.read(number)
-        return servable.prepare("image", content.items[0]) if isinstance(content, Content) else content
+        if isinstance(content, Content):
+            return servable.prepare("image", content.items[0])
+        if any(array.dtype.kind == "f" and not np.all(np.isfinite(array)) for array in content.values()):
+            raise InvalidContent("has a value that is missing or not finite")
+        return content
 
     return Examples(source.resolve().name, len(inputs), inputs.where, read)
 
@@ -117,10 +122,12 @@ def _read_csv(path: Path) -> tuple[Array, Array]:
 def _read_npz(path: Path, spec: TensorSpec) -> tuple[Array, Array]:
     try:
         # numpy leaves a damaged archive open
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            missing = [name for name in (spec.name, CLASS_COLUMN) if name not in arrays.files]
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            names = () if isinstance(loaded, np.ndarray) else loaded.files
+            missing = [name for name in (spec.name, CLASS_COLUMN) if name not in names]
             if not missing:
-                return arrays[spec.name], arrays[CLASS_COLUMN]
+                return loaded[spec.name], loaded[CLASS_COLUMN]
     except OSError as exc:
         raise InvalidContent(f"{path}: cannot be read ({exc.strerror or exc})") from exc
     except Exception as exc:  # numpy, zipfile and zlib raise many classes for damaged files
@@ -134,7 +141,9 @@ def _check_rows(path: Path, rows: Array, classes: Array, spec: TensorSpec, label
         raise InvalidContent(f"{path}: holds {shape} of {rows.dtype}, but the model takes {spec}")
     if classes.shape != (len(rows),) or not len(rows):
         raise InvalidContent(f"{path}: must have rows, and one {CLASS_COLUMN} for each; it has {len(rows)} rows")
-    if classes.dtype.kind not in "iuf" or not np.all((classes >= 0) & (classes < labels) & (classes == classes // 1)):
+    if classes.dtype.kind not in "iuf" or not np.all(
+        (classes >= 0) & (classes < labels) & (classes == np.floor(classes))
+    ):
         raise InvalidContent(f"{path}: each {CLASS_COLUMN} must be a whole number in 0…{labels - 1}")
     with np.errstate(over="ignore", invalid="ignore"):
         typed = rows.astype(NUMPY_DTYPES[spec.datatype])

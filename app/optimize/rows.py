@@ -58,8 +58,8 @@ def _row_spec(servable: Servable) -> TensorSpec:
     if len(specs) != 1 or len(specs[0].shape) != 2 or specs[0].datatype == "BYTES" or servable.batch_axis is None:
         shown = ", ".join(map(str, specs))
         raise InvalidContent(
-            f"{servable.name} takes {shown}: a baseline is of photos, or of one input of numbers, [rows, features], "
-            "each row of which is answered for itself"
+            f"{servable.name} takes {shown}; this is for models of photos, or of one input of numbers, "
+            "[rows, features], each row of which is answered for itself"
         )
     return specs[0]
 

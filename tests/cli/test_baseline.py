@@ -118,7 +118,7 @@ def test_baseline_keeps_what_was_there_when_it_fails(headway: Headway, tmp_path:
         (["sum@1.0.0", "rows.csv", "--output", "."], "cannot be written there"),
         (["sum@1.0.0", "photos"], "is no file of rows"),
         (["colour", "rows.csv"], "is not a folder of images"),
-        (["two_inputs", "rows.csv"], "a baseline is of photos, or of one input of numbers"),
+        (["two_inputs", "rows.csv"], "this is for models of photos, or of one input of numbers"),
         (["nothing", "rows.csv"], "there is no model 'nothing'"),
         (["Sum!", "rows.csv"], "write the model as name"),
         (["sum", "rows.csv", "--data", ""], "cannot be the name of the data"),

@@ -55,6 +55,15 @@ def test_convert_as_json_on_given_samples(headway: Headway, root: Path, blobs: P
     assert not (root / "blobs" / "1.1.0").exists()
 
 
+def test_what_the_module_prints_is_not_the_answer(headway: Headway, tmp_path: Path) -> None:
+    code = "import torch\nprint('importing')\nclass Net(torch.nn.Identity):\n    def forward(self, x):\n        "
+    (tmp_path / "working" / "loud.py").write_text(code + "print('running')\n        return x + 1\n")
+    done = headway("convert", "loud:Net", "--input", "x:FP32:n,3", "--name", "loud", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["new"] is True
+    assert "importing" in done.err
+
+
 def test_convert_of_a_module_from_the_current_directory(headway: Headway, root: Path, tmp_path: Path) -> None:
     (tmp_path / "working" / "nets.py").write_text(NETS, encoding="utf-8")
     done = headway("convert", "nets:Bessel", "--input", "x:FP32:n,3", "--name", "odd", COLUMNS="400")
@@ -76,7 +85,7 @@ def test_convert_of_a_module_from_the_current_directory(headway: Headway, root: 
         (["blobs.pkl", "--name", "b", "--version", "new"], "--version 'new' is not a version"),
         (["blobs.pkl", "--name", "b", "--trust-pickle", "--to", "tflite"], "is not converted to tflite"),
         (["blobs.pkl", "--name", "b", "--trust-pickle", "--tolerance", "0"], "not registered: the result answers"),
-        (["blobs.pkl", "--name", "b", "--trust-pickle", "--samples", "gone.npy"], "is no .npy or .npz file"),
+        (["blobs.pkl", "--name", "b", "--trust-pickle", "--samples", "gone.npy"], "gone.npy: cannot be read"),
         (["blobs.pkl", "--name", "b", "--trust-pickle", "--activation", "softmax"], "add up to 1 for trial rows"),
         (["blobs.pkl", "--name", "b", "--input", "x:FP32"], "write NAME:DATATYPE:n,SIZE"),
         (["gone.onnx", "--name", "b"], "there is no such file"),

@@ -117,6 +117,8 @@ def test_distill_as_json_says_that_the_target_was_not_reached(run: CliRunner, ro
         (["--teacher", "nothing"], 1, "there is no model 'nothing'"),
         (["--student", "nowhere:Net"], 1, "nowhere"),
         (["--student", "Net"], 1, "write module:factory"),
+        (["--student", "sys:exit"], 1, "sys:exit: fails with SystemExit"),
+        (["--data", "missing.npz"], 1, "the first: has a value that is missing or not finite"),
         (["--data", "gone.npz"], 1, "gone.npz"),
         (["--version", "1.0.0"], 1, "digits@1.0.0 is there already"),
         (["--until-accuracy", "97"], 2, "until-accuracy"),
@@ -125,7 +127,8 @@ def test_distill_as_json_says_that_the_target_was_not_reached(run: CliRunner, ro
 )
 def test_distill_refusals(run: CliRunner, root: Path, data: Path, rest: list[str], code: int, says: str) -> None:
     before = sorted(root.rglob("*"))
-    done = run.invoke(cli, _arguments(data, *rest))
+    np.savez(data / "missing.npz", pixels=np.full((3, 64), np.nan, np.float32), class_index=[1, 2, 3])
+    done = run.invoke(cli, _arguments(data, *(str(data / word) if word == "missing.npz" else word for word in rest)))
     assert (done.exit_code, done.stdout) == (code, "")
     assert says in done.stderr
     assert sorted(root.rglob("*")) == before

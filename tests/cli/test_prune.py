@@ -103,6 +103,13 @@ def test_prune_refusals(headway: Headway, root: Path, data: Path, arguments: lis
     assert sorted(root.rglob("*")) == before
 
 
+@pytest.mark.parametrize("rest", ["--learning-rate=-1", "--learning-rate=nan", "--temperature=0", f"--seed={2**64}"])
+def test_numbers_that_no_training_takes_are_misuse(headway: Headway, rest: str) -> None:
+    done = headway("prune", "cnn", "--sparsity", "0.5", rest)
+    assert (done.code, done.out) == (2, "")
+    assert rest.partition("=")[0] in done.err
+
+
 def test_guide_and_reference_name_the_options_that_are_there() -> None:
     command = get_command(cli).commands["prune"]  # type: ignore[attr-defined]
     options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}

@@ -145,6 +145,7 @@ def test_quantize_registers_nothing_that_loses_too_much(headway: Headway, root: 
         (["digits@1.1.0", "--calibration", "train.npz", "--evaluation", "train.npz"], "has no array 'class_index'"),
         (["digits@1.0.0", "--calibration", "train.npz"], "has no layer that can be quantised"),
         (["digits@1.1.0", "--calibration", "train.npz", "--keep-float", "first"], "there is no layer 'first'"),
+        (["digits@1.1.0", "--calibration", "missing.npy"], "has a value that is missing or not finite"),
         (["two_inputs@1.0.0", "--calibration", "train.npz"], "this is for models of photos, or of one input"),
         (["nothing", "--to", "fp16"], "there is no model 'nothing'"),
         (["Digits!", "--to", "fp16"], "write the model as name"),
@@ -153,6 +154,7 @@ def test_quantize_registers_nothing_that_loses_too_much(headway: Headway, root: 
 )
 def test_quantize_refusals(headway: Headway, root: Path, data: Path, arguments: list[str], says: str) -> None:
     before = sorted(root.rglob("*"))
+    np.save(data / "missing.npy", np.full((3, 64), np.nan, np.float32))
     given = [str(data / word) if (data / word).is_file() else word for word in arguments]
     done = headway("quantize", *given, COLUMNS="400")
     assert (done.code, done.out) == (1, "")

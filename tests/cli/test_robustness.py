@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from typer.main import get_command
 from app.cli.main import cli
 from app.registry.robustness import ROBUSTNESS_FILE, read_record
 from recipes.digits import split_digits
-from tests.cli.conftest import Headway
+from tests.cli.conftest import PATIENCE_SECONDS, Headway, environment
 from tests.fixtures_models import edit_manifest, write_release
 from tests.fixtures_robust import write_colour, write_photos
 from tests.running import ROOT
@@ -44,7 +47,7 @@ def test_robustness_opens_the_release_that_asks_for_it(
     )
     home = tmp_path / "home"
     home.mkdir()
-    arguments = ("robustness", "digits@1.1.0", test_rows, "--attacks", "fgsm,pgd", "--strengths", "0.5,1.5")
+    arguments = ("robustness", "digits@1.1.0", test_rows, "--attacks", "fgsm,pgd", "--strengths", "0.5,1.5,0.5")
     arguments += ("--limit", "40", "--output", "out")
     done = headway(*arguments, COLUMNS="400", HOME=str(home))
     assert (done.code, done.err) == (0, "")
@@ -97,18 +100,39 @@ def test_robustness_of_corruptions_needs_no_attack_library(headway: Headway, roo
     assert "robustness needs a package (art is not here): pip install 'headway[robustness]'" in refused.err
 
 
+def test_robustness_into_a_registry_that_is_full(root: Path, tmp_path: Path) -> None:
+    write_colour(root, "2.0.0")
+    write_photos(tmp_path / "photos", 6)
+    command = [sys.executable, "-m", "app.cli.main", "robustness", "colour@2.0.0", str(tmp_path / "photos")]
+    before = sorted(root.rglob("*"))
+    done = subprocess.run(
+        [*command, "--attacks", "contrast"],
+        env=environment(root) | {"COLUMNS": "400"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),  # no file may grow
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has no space left (File too large); nothing was changed; free some" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path for path in sorted(root.rglob("*")) if path.name != ".lock"] == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["digits@1.1.0", "ROWS", "--strengths", "1;2"], "write numbers with commas between them"),
         (["digits@1.1.0", "ROWS", "--strengths", "0,1"], "a strength is above 0"),
+        (["digits@1.1.0", "ROWS", "--strengths", "1e300"], "and a number that 32 bits can hold"),
         (["sum@1.0.0", "ROWS", "--attacks", "fog"], "sum is no classifier"),
         (["digits@1.1.0", "ROWS", "--attacks", "fog", "--output", "ROWS"], "is no directory that can be written to"),
+        (["digits@1.1.0", "ROWS", "--attacks", "fog", "--output", "ROWS/new"], "is no directory that can be written"),
     ],
 )
 def test_robustness_refusals(headway: Headway, root: Path, test_rows: Path, arguments: list[str], says: str) -> None:
     before = sorted(root.rglob("*"))
-    given = [str(test_rows) if word == "ROWS" else word for word in arguments]
+    given = [word.replace("ROWS", str(test_rows)) for word in arguments]
     done = headway("robustness", *given, COLUMNS="400")
     assert (done.code, done.out) == (1, "")
     assert says in done.err

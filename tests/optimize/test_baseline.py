@@ -211,7 +211,7 @@ def test_npz_of_several_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["two_inputs", "echo", "double", "transpose", "lookup", "centred"])
 def test_model_without_rows_of_numbers_is_refused(tmp_path: Path, kind: str) -> None:
     write_model(tmp_path, "other", kind=kind)
-    with pytest.raises(InvalidContent, match="a baseline is of photos, or of one input of numbers"):
+    with pytest.raises(InvalidContent, match="this is for models of photos, or of one input of numbers"):
         _measure(tmp_path, tmp_path, "other@1.0.0")
 
 

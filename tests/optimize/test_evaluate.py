@@ -67,6 +67,10 @@ TABLES = {
     "negative class": ("filename,class_index\na.png,0\na.png,-1\n", "line 3: class_index '-1' is not in"),
     "class by name": ("filename,class_index\na.png,red\n", "line 2: class_index 'red' is not in"),
     "another script's digit": ("filename,class_index\na.png,²\n", "line 2: class_index '²' is not in"),
+    "no file": ("filename,class_index\n,1\n", "line 2: filename '' is that of no file"),
+    "no file name": ("filename,class_index\na\0.png,1\n", r"line 2: filename 'a\\x00.png' is that of no file"),
+    "a long cell": ("filename,class_index\n" + "a" * 200_000 + ",1\n", r"labels\.csv: is not a CSV file in UTF-8"),
+    "after an empty line": ("filename,class_index\n\na.png,3\n", "line 3: class_index '3' is not in"),
     "short row": ("filename,class_index\na.png\n", "line 2: class_index '' is not in"),
 }
 
@@ -76,6 +80,12 @@ def test_find_samples_refuses_a_table(tmp_path: Path, name: str) -> None:
     text, message = TABLES[name]
     (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InvalidContent, match=message):
+        find_samples(tmp_path, COLOUR_LABELS)
+
+
+def test_find_samples_refuses_a_table_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes(b"filename,class_index\n\xff.png,1\n")
+    with pytest.raises(InvalidContent, match=r"labels\.csv: is not a CSV file in UTF-8"):
         find_samples(tmp_path, COLOUR_LABELS)
 
 

@@ -21,7 +21,8 @@ from sklearn.linear_model import LogisticRegression
 
 from app.engine.inference import Inference
 from app.optimize.baseline import find_inputs, measure, write_carrier
-from app.optimize.evaluate import LABELS_FILE, evaluate, find_samples
+from app.optimize.evaluate import evaluate, find_samples
+from app.optimize.labels_file import LABELS_FILE
 from app.processing.image import ImageProcessing, ImageProcessor
 from app.registry.lifecycle import Registry
 from app.registry.servable import Resolved

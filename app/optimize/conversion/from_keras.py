@@ -89,6 +89,8 @@ def open_keras(path: Path, given: Given) -> KerasSource:
             model = keras.saving.load_model(path, compile=False, safe_mode=not given.may_unpickle)
     except Exception as exc:  # a file that is damaged fails in many ways
         text = str(exc)
+        if isinstance(exc, ImportError):
+            raise InvalidContent(f"{path}: {_first_line(text)} pip install 'headway[training]'") from exc
         if "safe_mode" in text or "unsafe_deserialization" in text:
             raise InvalidContent(
                 f"{path}: has a Lambda layer, whose code is kept as a pickle and runs when it is opened; write it as "

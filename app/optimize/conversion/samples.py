@@ -43,13 +43,19 @@ class Agreement:
 
 
 def random_samples(specs: Sequence[TensorSpec], seed: int) -> Samples:
-    """Standard normal floats, all bytes for 8 bits, 0 and 1 for other integers (any index bears these), and words."""
+    """Standard normal floats, all bytes for 8 bits, 0 and 1 for other integers (any index bears these), and words.
+
+    Raises InvalidContent where an input is too large for the memory.
+    """
     random = np.random.default_rng(seed)
     if all(spec.shape[:1] == (-1,) for spec in specs):
         counts: Sequence[int] = _ROWS
     else:
         counts = (1,) * _FIXED_RUNS
-    runs = [{spec.name: _values(spec, count, random) for spec in specs} for count in counts]
+    try:
+        runs = [{spec.name: _values(spec, count, random) for spec in specs} for count in counts]
+    except (MemoryError, ValueError) as exc:  # ValueError: more than numpy can count
+        raise InvalidContent(f"random rows of {', '.join(map(str, specs))} cannot be made: {exc}") from exc
     rows = sum(_rows(run) for run in runs)
     return Samples(f"{rows} random rows, seed {seed}", runs)
 
@@ -57,12 +63,12 @@ def random_samples(specs: Sequence[TensorSpec], seed: int) -> Samples:
 def read_arrays(path: Path) -> dict[str, Array]:
     """The arrays of an .npz file by name; of an .npy file one without a name. Raises InvalidContent."""
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return {"": found}
-        with found:
-            return {name: found[name] for name in found.files}
-    except (OSError, ValueError) as exc:
+        with path.open("rb") as file:  # numpy leaves a damaged archive open
+            found = np.load(file, allow_pickle=False)
+            return {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except OSError as exc:
+        raise InvalidContent(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+    except Exception as exc:  # numpy, zipfile and zlib raise many classes for damaged files
         raise InvalidContent(f"{path}: is no .npy or .npz file of samples ({exc})") from exc
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from app.errors import InvalidContent
-from app.optimize.evaluate import IMAGE_SUFFIXES, LABELS_FILE
+from app.optimize.evaluate import IMAGE_SUFFIXES
 from app.optimize.examples import CLASS_COLUMN, Examples, find_examples
+from app.optimize.labels_file import LABELS_FILE, read_labels
 from app.registry.servable import Servable
 from app.tensors import NUMPY_DTYPES, Array, TensorSpec
 
@@ -99,16 +100,11 @@ def _find_photos(servable: Servable, folder: Path, labels: Sequence[str]) -> Exa
 def _classes_of_table(table: Path, paths: Sequence[Path], count: int) -> list[int]:
     known: dict[Path, int] = {}
     found = set(paths)
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        missing = {"filename", CLASS_COLUMN} - set(rows.fieldnames or ())
-        if missing:
-            raise InvalidContent(f"{table}: lacks the column {sorted(missing)[0]!r}")
-        for number, row in enumerate(rows, 2):
-            path = Path(os.path.normpath(table.parent / (row["filename"] or "")))
-            if path not in found:
-                raise InvalidContent(f"{table}, line {number}: there is no image {path}")
-            known[path] = _class_index(f"{table}, line {number}", row[CLASS_COLUMN] or "", count)
+    for place, named, cell in read_labels(table):
+        path = Path(os.path.normpath(named))
+        if path not in found:
+            raise InvalidContent(f"{place}: there is no image {path}")
+        known[path] = _class_index(place, cell, count)
     return [known.get(path, UNKNOWN) for path in paths]
 
 

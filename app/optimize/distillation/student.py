@@ -91,6 +91,8 @@ def _first_answered(teacher: Servable, examples: Examples) -> Tensors:
         else:
             check_teacher(teacher, outputs)
             return tensors
+    if first is None:
+        raise InvalidContent(f"{examples.data}: holds no inputs")
     raise InvalidContent(f"{examples.data}: none of its {examples.count} inputs can be used; the first: {first}")
 
 

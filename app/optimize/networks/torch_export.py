@@ -58,7 +58,7 @@ def load_factory(spec: str) -> torch.nn.Module:
         )
     try:
         module = factory()
-    except Exception as exc:  # the user's own code
+    except (Exception, SystemExit) as exc:  # the user's own code
         raise InvalidContent(f"{spec}: fails with {type(exc).__name__}: {exc}; it is called without arguments") from exc
     if not isinstance(module, torch.nn.Module):
         raise InvalidContent(f"{spec}: returns a {type(module).__name__}, and a torch.nn.Module is needed")
@@ -124,6 +124,8 @@ def program_to_onnx(
         missing = _missing_operator(text)
         if missing is not None:
             raise refusal(missing, "ONNX", program) from missing
+        if any(isinstance(one, ImportError) for one in _chain(exc)):
+            raise InvalidContent(f"a package is missing ({_last_line(exc)}): pip install 'headway[training]'") from exc
         raise InvalidContent(f"the network cannot be translated to ONNX: {_last_line(exc)}") from exc
     from app.optimize.networks import onnx_graph as graphs
 

@@ -78,7 +78,8 @@ def _blank(servable: Servable) -> Any:
         return buffer.getvalue()
     if servable.kind == "text":
         return "blank"
-    return {spec.name: _filled(spec.shape, "" if spec.datatype == "BYTES" else 0) for spec in servable.input_specs}
+    blanks = {"BYTES": "", "BOOL": False}
+    return {spec.name: _filled(spec.shape, blanks.get(spec.datatype, 0)) for spec in servable.input_specs}
 
 
 def _filled(shape: Sequence[int], value: Any) -> Any:

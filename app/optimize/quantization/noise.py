@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from app.errors import InvalidContent
+
 _MOST_KEPT = 8  # of so many layers one
 
 
@@ -25,7 +27,12 @@ class LayerError:
 
 
 def decibels(signal: float, noise: float) -> float | None:
-    """10 log₁₀(signal / noise); None where there is no noise."""
+    """10 log₁₀(signal / noise); None where there is no noise. Raises InvalidContent where one is not finite."""
+    if not math.isfinite(signal + noise):
+        raise InvalidContent(
+            "the noise cannot be measured: with these inputs the sums of squares are not finite; leave out those that "
+            "are far larger than what callers send"
+        )
     if noise == 0:
         return None
     return round(10 * math.log10(signal / noise), 2) if signal else 0.0

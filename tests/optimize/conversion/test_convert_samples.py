@@ -36,6 +36,12 @@ def test_random_samples_fit_and_follow_the_seed() -> None:
     assert [run["x"].shape for run in random_samples([TensorSpec("x", "FP32", (2, 3))], 0).runs] == [(2, 3)] * 4
 
 
+@pytest.mark.parametrize("size", [10**13, 10**23])
+def test_random_samples_of_a_size_that_no_memory_holds(size: int) -> None:
+    with pytest.raises(InvalidContent, match=r"random rows of x: FP32 \[n, 10+\] cannot be made"):
+        random_samples([TensorSpec("x", "FP32", (-1, size))], 0)
+
+
 def _compare(one: np.ndarray, two: np.ndarray) -> tuple[float, int]:
     samples = Samples("two rows", [{"x": np.zeros((len(one), 1), np.float32)}])
     found = compare(samples, lambda _: {"y": one}, lambda _: {"y": two})
@@ -107,9 +113,14 @@ def test_given_samples_that_do_not_fit(arrays: dict[str, np.ndarray], says: str)
 def test_pickles_and_other_files_are_no_samples(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
     (tmp_path / "text.npz").write_text("no")
-    for name in ("objects.npy", "text.npz", "gone.npz"):
+    (tmp_path / "empty.npy").touch()
+    np.savez(tmp_path / "whole.npz", x=np.ones((9, 9)))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:300])
+    for name in ("objects.npy", "text.npz", "empty.npy", "cut.npz"):
         with pytest.raises(InvalidContent, match=r"is no \.npy or \.npz file of samples"):
             read_arrays(tmp_path / name)
+    with pytest.raises(InvalidContent, match="cannot be read"):
+        read_arrays(tmp_path / "gone.npz")
 
 
 @pytest.mark.parametrize("text", ["x", "x:FP32", "x:FP32:1,2", "x:FLOAT:n,2", ":FP32:n", "x:FP32:n,0", "x:FP32:n,-1"])

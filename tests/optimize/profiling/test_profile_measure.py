@@ -22,6 +22,7 @@ from app.runtimes.onnx import OnnxRuntime
 from app.runtimes.packed import pack
 from recipes.digits import split_digits
 from tests.fixtures_models import GOLDEN, onnx_bytes, write_composition, write_model
+from tests.fixtures_odd_models import write_odd_models
 from tests.running import ROOT
 
 MODELS = Store(ROOT / "models")
@@ -165,3 +166,10 @@ def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_blank_input_is_of_each_datatype(tmp_path: Path) -> None:
+    write_odd_models(tmp_path)
+    for name in ("three", "same-bool", "same-bytes", "same-fp16", "pair"):
+        (profile,) = _measure(Store(tmp_path), tmp_path / name / "1.0.0", ("onnx",))
+        assert profile.inputs == "1 of a blank input"

@@ -9,9 +9,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from app.errors import InvalidContent
 from app.optimize.quantization.error import layer_errors
 from app.optimize.quantization.method import Method
-from app.optimize.quantization.noise import LayerError, propose_float
+from app.optimize.quantization.noise import LayerError, decibels, propose_float
 from app.optimize.quantization.quantizer import Quantizer
 from app.tensors import Array
 from recipes.digits import split_digits
@@ -95,3 +96,10 @@ def test_proposal_is_the_noisiest_layers_with_half_of_the_noise() -> None:
     assert propose_float(errors(*[30.0] * 24)) == ["0", "1", "2"]
     assert propose_float(errors(None, 30)) == []
     assert propose_float([]) == []
+
+
+def test_noise_that_is_no_number_is_refused() -> None:
+    assert (decibels(100.0, 1.0), decibels(1.0, 0.0), decibels(0.0, 1.0)) == (20.0, None, 0.0)
+    for signal, noise in ((np.inf, 1.0), (np.inf, np.inf), (np.nan, 1.0)):
+        with pytest.raises(InvalidContent, match="the sums of squares are not finite"):
+            decibels(signal, noise)

@@ -69,6 +69,7 @@ def test_photos_become_tensors(root: Path, tmp_path: Path) -> None:
         ("scores", "a,b,c,class_index\n1,2,three,0\n", "must have 4 numbers"),
         ("scores", "a,b,c,class_index\n1,2,3,3\n", "must be a whole number in 0…2"),
         ("scores", "a,b,c,class_index\n1,2,3,0.5\n", "must be a whole number in 0…2"),
+        ("scores", "a,b,c,class_index\n1,2,3,inf\n", "must be a whole number in 0…2"),
         ("scores", "a,b,c,class_index\n1,2,nan,0\n", "has values that FP32 cannot hold, or that are missing"),
         ("scores", "a,b,c,class_index\n1,2,1e40,0\n", "has values that FP32 cannot hold"),
         ("scores", "a,b,c,class_index\n", "must have rows"),
@@ -88,11 +89,13 @@ def test_labelled_rows_that_cannot_be_used(root: Path, tmp_path: Path, kind: str
 def test_labelled_arrays_that_cannot_be_used(root: Path, tmp_path: Path) -> None:
     path, damaged = tmp_path / "rows.npz", tmp_path / "damaged.npz"
     np.savez(path, x=ROWS)
+    np.save(tmp_path / "rows.npy", ROWS)
     damaged.write_bytes(path.read_bytes()[:200])
     model = _open(root, "scores")
     cases = [
         (path, "has no array 'class_index'; it needs 'x' and 'class_index'"),
         (damaged, "is no .npz file or CSV of labelled rows"),
+        (tmp_path / "rows.npy", "has no array 'x'; it needs 'x' and 'class_index'"),
         (tmp_path / "gone.npz", "cannot be read"),
         (tmp_path / "gone.csv", "cannot be read"),
     ]
@@ -100,3 +103,12 @@ def test_labelled_arrays_that_cannot_be_used(root: Path, tmp_path: Path) -> None
         with pytest.raises(InvalidContent) as caught:
             find_labelled(model, source)
         assert says in str(caught.value)
+
+
+def test_rows_with_missing_numbers_are_refused_one_by_one(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+    np.save(path, np.array([[0.1, np.nan, 0.7], [0.5, 0.3, 0.2]], np.float32))
+    found = find_examples(_open(root, "sum"), path)
+    with pytest.raises(InvalidContent, match="has a value that is missing or not finite"):
+        found.read(0)
+    assert np.array_equal(found.read(1)["x"], ROWS[1:])
