@@ -40,6 +40,7 @@ def test_convert_publishes_a_version_that_serves(headway: Headway, root: Path, b
     assert "blobs@2.0.0 is in " in again.out
 
 
+@pytest.mark.slow
 def test_convert_as_json_on_given_samples(headway: Headway, root: Path, blobs: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((40, 7)))
     arguments = ("convert", blobs, "--trust-pickle", "--name", "blobs", "--samples", tmp_path / "rows.npy")

@@ -96,6 +96,7 @@ def test_another_process_makes_the_same_file(run: CliRunner, root: Path, data: P
     assert b"digits@1.2.0 is this very file already; nothing was added" in again.stdout
 
 
+@pytest.mark.slow
 def test_distill_as_json_says_that_the_target_was_not_reached(run: CliRunner, root: Path, data: Path) -> None:
     target = ("--until-accuracy", "1", "--max-epochs", "3", "--max-drop", "90")
     done = run.invoke(cli, _arguments(data, *target, "--version", "1.7.0", "--json"))

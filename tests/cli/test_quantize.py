@@ -92,6 +92,7 @@ def test_quantize_of_a_tflite_file(headway: Headway, root: Path, data: Path) -> 
     assert "is quantised already (FULLY_CONNECTED); name the float version instead" in done.err
 
 
+@pytest.mark.slow
 def test_quantize_with_training(headway: Headway, root: Path, data: Path) -> None:
     learnt = ("--fine-tune", data / "test.npz", "--epochs", "1", "--learning-rate", "0.0005")
     done = headway("quantize", "digits@1.1.0", "--scheme", "qat", *learnt, COLUMNS="400")
