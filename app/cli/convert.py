@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -173,6 +174,17 @@ def convert(
     )
 
 
+@contextmanager
+def _naming_extra() -> Iterator[None]:
+    """Around imports. Raises InvalidContent with what to install."""
+    try:
+        yield
+    except ImportError as exc:
+        raise InvalidContent(
+            f"convert needs a package that is missing ({exc}): pip install 'headway[optimize]'"
+        ) from exc
+
+
 def _given(
     weights: Path | None,
     inputs: list[str] | None,
@@ -181,13 +193,9 @@ def _given(
     python: Path | None,
     samples: Path | None,
 ) -> Given:
-    try:
+    with _naming_extra():
         from app.optimize.conversion.samples import read_arrays
         from app.optimize.conversion.source import Given, parse_input
-    except ImportError as exc:
-        raise InvalidContent(
-            f"convert needs a package that is missing ({exc}): pip install 'headway[optimize]'"
-        ) from exc
     return Given(
         weights=weights,
         inputs=tuple(parse_input(text) for text in inputs or ()),
@@ -209,14 +217,10 @@ def _convert(
     folder: Path,
     progress: Callable[[str, int], Callable[[], None]],
 ) -> Conversion:
-    try:
+    with _naming_extra():
         from app.optimize.conversion.forms import open_source
         from app.optimize.conversion.samples import given_samples, random_samples
         from app.optimize.conversion.version import convert_source, origin_of
-    except ImportError as exc:
-        raise InvalidContent(
-            f"convert needs a package that is missing ({exc}): pip install 'headway[optimize]'"
-        ) from exc
     advance = progress("opening", 1)
     opened = open_source(source, target, given)
     advance()

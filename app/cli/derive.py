@@ -21,7 +21,7 @@ from rich.text import Text
 
 from app.cli.console import err
 from app.errors import Conflict, InvalidContent
-from app.registry.archive import Limits
+from app.registry.archive import NO_LIMITS
 from app.registry.store import Store
 from app.registry.versions import ModelRef, Version
 from app.settings import Settings
@@ -41,9 +41,6 @@ MaxDropOption = Annotated[
 VersionOption = Annotated[
     str | None, typer.Option("--version", help="Of the new version. [default: the next minor one]")
 ]
-
-# The directory is our own: the disk is limit enough.
-_NO_LIMITS = Limits(max_bytes=1 << 62, max_files=1_000_000)
 
 
 def open_parent(store: Store, model: str) -> Servable:
@@ -122,7 +119,22 @@ def publish(store: Store, settings: Settings, directory: Path) -> Published:
 
     intake = Intake(store, bin_days=settings.bin_days)
     intake.sweep(time.time())
-    return intake.publish(intake.copy_in(directory, _NO_LIMITS))
+    return intake.publish(intake.copy_in(directory, NO_LIMITS))
+
+
+def describe_version(parent: Servable, published: Published | None, number: str, same_as: str | None) -> dict[str, Any]:
+    """The keys for JSON that these commands begin with. `published` is None where the file was there, as `same_as`."""
+    return {
+        "model": parent.name,
+        "of": parent.version,
+        "version": same_as or number,
+        "new": published is not None and published.is_new,
+        "verified": published.is_verified if published is not None else parent.manifest.golden is not None,
+    }
+
+
+def same_file_text(parent: Servable, same_as: str | None) -> Text:
+    return Text(f"{parent.name}@{same_as} is this very file already; nothing was added")
 
 
 def describe_measured(measured: BeforeAfter) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from app.cli.derive import (
     before_after_table,
     closing_lines,
     describe_measured,
+    describe_version,
     free_version,
     open_parent,
     progress_bars,
     publish,
+    same_file_text,
     stdout_kept,
     workplace,
 )
@@ -139,12 +141,7 @@ def _plain(
     parent: Servable, outcome: Outcome, published: Published | None, number: str, wishes: Wishes
 ) -> dict[str, Any]:
     measured = outcome.measured
-    return {
-        "model": parent.name,
-        "of": parent.version,
-        "version": outcome.same_as or number,
-        "new": published is not None and published.is_new,
-        "verified": published.is_verified if published is not None else parent.manifest.golden is not None,
+    return describe_version(parent, published, number, outcome.same_as) | {
         "student": wishes.student,
         "parameters": outcome.parameters,
         "plan": asdict(wishes.plan),
@@ -173,7 +170,7 @@ def _report(
 
     measured = outcome.measured
     if published is None or measured is None:
-        return Group(Text(f"{parent.name}@{outcome.same_as} is this very file already; nothing was added"))
+        return Group(same_file_text(parent, outcome.same_as))
     how = f"{wishes.student} taught by {parent.version}"
     said = [
         f"learnt from {outcome.inputs} inputs, {outcome.labelled} of them labelled; the teacher's term can be no less "

@@ -38,13 +38,10 @@ from app.cli.draft_options import (
     read_version,
 )
 from app.errors import InvalidContent
-from app.registry.archive import Limits
+from app.registry.archive import NO_LIMITS
 from app.registry.difference import Bump, bumped
 from app.registry.intake import Intake, Staged
 from app.registry.store import Store
-
-# The directory is the user's own: the disk is limit enough.
-_NO_LIMITS = Limits(max_bytes=1 << 62, max_files=1_000_000)
 
 
 def add(
@@ -99,7 +96,7 @@ def add(
                 golden=golden,
                 shared=shared or None,
             )
-            staged = intake.copy_in(source, _NO_LIMITS)
+            staged = intake.copy_in(source, NO_LIMITS)
             _check_directory(staged, name, version)
             if bump is not None:
                 _check_bump(store, staged, bump)

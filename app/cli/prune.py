@@ -20,10 +20,12 @@ from app.cli.derive import (
     before_after_table,
     closing_lines,
     describe_measured,
+    describe_version,
     free_version,
     open_parent,
     progress_bars,
     publish,
+    same_file_text,
     workplace,
 )
 from app.errors import InvalidContent
@@ -187,12 +189,7 @@ def _plain(
     parent: Servable, method: Method, outcome: Outcome, published: Published | None, number: str
 ) -> dict[str, Any]:
     measured, sensitivity, pruned = outcome.measured, outcome.sensitivity, outcome.pruned
-    return {
-        "model": parent.name,
-        "of": parent.version,
-        "version": outcome.same_as or number,
-        "new": published is not None and published.is_new,
-        "verified": published.is_verified if published is not None else parent.manifest.golden is not None,
+    return describe_version(parent, published, number, outcome.same_as) | {
         "method": asdict(method) | {"text": str(method)},
         "sha256": outcome.sha256,
         "weights": {"before": pruned.weights[0], "after": pruned.weights[1]},
@@ -217,7 +214,7 @@ def _report(
 ) -> Group:
     measured, pruned = outcome.measured, outcome.pruned
     if published is None or measured is None:
-        return Group(Text(f"{parent.name}@{outcome.same_as} is this very file already; nothing was added"))
+        return Group(same_file_text(parent, outcome.same_as))
     parts: list[Table | Text] = [before_after_table(parent, number, str(method), measured), Text()]
     parts += [_layer_table(outcome), Text()]
     if method.structure == "weight":

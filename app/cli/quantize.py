@@ -20,10 +20,12 @@ from app.cli.derive import (
     before_after_table,
     closing_lines,
     describe_measured,
+    describe_version,
     free_version,
     open_parent,
     progress_bars,
     publish,
+    same_file_text,
     workplace,
 )
 from app.errors import InvalidContent
@@ -210,12 +212,7 @@ def _command(parent: Servable, method: Method, calibration: Path | None, evaluat
 
 def _plain(parent: Servable, outcome: Outcome, published: Published | None, number: str) -> dict[str, Any]:
     measured = outcome.measured
-    return {
-        "model": parent.name,
-        "of": parent.version,
-        "version": outcome.same_as or number,
-        "new": published is not None and published.is_new,
-        "verified": published.is_verified if published is not None else parent.manifest.golden is not None,
+    return describe_version(parent, published, number, outcome.same_as) | {
         "method": asdict(outcome.method) | {"text": str(outcome.method)},
         "calibrated_on": outcome.calibrated_on,
         "sha256": outcome.sha256,
@@ -230,7 +227,7 @@ def _report(
 ) -> Group:
     measured = outcome.measured
     if published is None or measured is None:
-        return Group(Text(f"{parent.name}@{outcome.same_as} is this very file already; nothing was added"))
+        return Group(same_file_text(parent, outcome.same_as))
     parts: list[Table | Text] = [before_after_table(parent, number, str(outcome.method), measured), Text()]
     noisy = sorted((one.sqnr_db, one.name) for one in outcome.errors if one.sqnr_db is not None)[:_SHOWN]
     parts.append(Text("noisiest layers: " + ", ".join(f"{name} {decibels:.1f} dB" for decibels, name in noisy)))

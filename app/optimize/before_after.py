@@ -15,10 +15,10 @@ from app.optimize.compare import mcnemar_p_value
 from app.optimize.examples import Examples
 from app.optimize.footprint import measure_footprint
 from app.registry.composed import Composed
+from app.registry.loading import weights_beside
 from app.registry.manifest import TensorAnswer
 from app.registry.servable import Servable
 from app.registry.store import Store
-from app.runtimes.onnx_file import external_locations
 from app.tensors import Array, Tensors
 
 # Rounds in turn, so that a noisy moment hits both; the first runs of a round refill the caches and do not count.
@@ -248,9 +248,8 @@ def _model_bytes(version: Servable) -> int:
     if isinstance(version, Composed):
         return sum(_model_bytes(part) for part in {step.servable for step in version.lease().steps})
     manifest = version.manifest
-    path = version.directory / manifest.model_file
-    beside = external_locations(path) if manifest.runtime == "onnx" else ()
-    return sum(manifest.files[name].bytes for name in {manifest.model_file, *beside})
+    own = {manifest.model_file, *weights_beside(version.directory, manifest)}
+    return sum(manifest.files[name].bytes for name in own)
 
 
 def _times(ratio: float, better: str, worse: str) -> str:

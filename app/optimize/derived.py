@@ -22,13 +22,12 @@ from app.optimize.machine import describe_machine
 from app.registry.difference import Bump, bumped
 from app.registry.draft import write_manifest
 from app.registry.golden import recorded_outputs
-from app.registry.loading import load_servable
+from app.registry.loading import load_servable, weights_beside
 from app.registry.manifest import MODEL_FILES, ClassificationAnswer, Manifest
 from app.registry.recycle_bin import RecycleBin
 from app.registry.servable import Servable
 from app.registry.store import Store, verify_files
 from app.registry.versions import Version
-from app.runtimes.onnx_file import external_locations
 from app.runtimes.packed import SUFFIX as PACKED
 from app.runtimes.packed import pack
 
@@ -113,9 +112,7 @@ def write_files(directory: Path, parent: Servable, model: bytes, derivation: Der
     Raises RegistryError where a file of the parent is no longer what its model.yaml says, or the new one cannot serve.
     """
     manifest = parent.manifest
-    source = parent.directory / manifest.model_file
-    beside = external_locations(source) if manifest.runtime == "onnx" else []
-    left_out = {manifest.model_file, manifest.baseline, *beside}
+    left_out = {manifest.model_file, manifest.baseline, *weights_beside(parent.directory, manifest)}
     kept = {name: entry for name, entry in manifest.files.items() if name not in left_out}
     verify_files(parent.directory, kept)
     for name in kept:

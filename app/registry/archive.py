@@ -39,6 +39,10 @@ class Limits:
     max_files: int = 1000
 
 
+# For directories that are the caller's own: the disk is limit enough.
+NO_LIMITS = Limits(max_bytes=1 << 62, max_files=1_000_000)
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     """`mode` is what the archive says of the type (S_IFREG …), 0 where it says nothing."""

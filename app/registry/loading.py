@@ -83,13 +83,19 @@ def _check_unpacked_size(directory: Path, manifest: Manifest) -> None:
         )
 
 
+def weights_beside(directory: Path, manifest: Manifest) -> list[str]:
+    """The files that the model file keeps weights in, as `files` names them; LiteRT's keep all in themselves."""
+    if manifest.runtime != "onnx":
+        return []
+    return [str(PurePosixPath(location)) for location in external_locations(directory / manifest.model_file)]
+
+
 def _check_external_files(directory: Path, manifest: Manifest) -> None:
     """Weights that a model file keeps in other files must be files of this version: their digests are held, too."""
-    path = directory / manifest.model_file
-    for location in external_locations(path) if manifest.runtime == "onnx" else ():
-        if str(PurePosixPath(location)) not in manifest.files:
+    for name in weights_beside(directory, manifest):
+        if name not in manifest.files:
             raise RegistryError(
-                f"{path}: keeps weights in {location!r}, which is not listed in model.yaml "
+                f"{directory / manifest.model_file}: keeps weights in {name!r}, which is not listed in model.yaml "
                 "(files); put that file into the version's directory and list it, or save the model as one file"
             )
 

@@ -31,13 +31,18 @@ _ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "MatMulNBits", "MatMulIn
 _AFTER_LAST_LAYER = ("Softmax", "LogSoftmax", "Sigmoid", "Identity", "Cast", "Reshape", "Flatten", "Squeeze")
 
 
+def read_onnx(source: Path) -> onnx.ModelProto:
+    """With the weights that it keeps in other files; a packed file has none."""
+    return onnx.load_from_string(read_model_file(source)) if source.suffix == PACKED else onnx.load(source)
+
+
 def open_float(source: Path) -> onnx.ModelProto:
     """A float network, folded by ONNX Runtime (constants, batch normalisation, MatMul with Add) and with named nodes.
 
     Raises InvalidContent where it is quantised already, or too large for one file.
     """
     _check_size(source)
-    loaded = onnx.load_from_string(read_model_file(source)) if source.suffix == PACKED else onnx.load(source)
+    loaded = read_onnx(source)
     found = sorted({node.op_type for node in loaded.graph.node if _is_quantised(node, loaded.graph)})
     if found:
         raise InvalidContent(f"{source.name} is quantised already ({', '.join(found)}); name the float version instead")

@@ -14,14 +14,14 @@ from app.optimize.before_after import BeforeAfter, figure
 from app.optimize.derived import Derivation, Progress
 from app.optimize.examples import Examples
 from app.optimize.networks.fine_tune import EpochLoss, Recipe
+from app.optimize.networks.onnx_graph import read_onnx
 from app.optimize.pruning.method import Method
 from app.optimize.pruning.network import Pruned, Pruning
 from app.optimize.pruning.sensitivity import LayerReport, Sensitivity
 from app.registry.manifest import ClassificationAnswer
 from app.registry.servable import Servable
 from app.registry.store import Store
-from app.runtimes.packed import SUFFIX as PACKED
-from app.runtimes.packed import pack, read_model_file
+from app.runtimes.packed import pack
 
 PICTURE = "pruning.svg"
 # Weights that were trained give another answer; a CPU that sums in another order gives nearly the same.
@@ -98,7 +98,7 @@ def _read_model(parent: Servable) -> onnx.ModelProto:
     path = parent.directory / parent.manifest.model_file
     if sum(entry.unpacked_bytes or entry.bytes for entry in parent.manifest.files.values()) > _MAX_BYTES:
         raise InvalidContent(f"{label} has more than 2 GB, and a file of ONNX holds no more")
-    return onnx.load_from_string(read_model_file(path)) if path.suffix == PACKED else onnx.load(path)
+    return read_onnx(path)
 
 
 def _find_same(store: Store, parent: Servable, model: bytes) -> str | None:
