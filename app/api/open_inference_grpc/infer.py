@@ -20,6 +20,7 @@ from app.api.open_inference.request import (
     read_parameters,
 )
 from app.api.open_inference_grpc.calls import Incoming
+from app.api.open_inference_grpc.raw_contents import parse_request
 from app.api.open_inference_grpc.stubs.open_inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
@@ -75,10 +76,10 @@ class GrpcInfer:
     async def _infer(self, incoming: Incoming) -> ModelInferResponse:
         context = incoming.context
         context.protocol = PROTOCOL
-        request = ModelInferRequest.FromString(incoming.message)
+        request, raw = parse_request(incoming.message)
         ref = read_ref(request.model_name, request.model_version)
         arrival = self._reception.admit(context, ref, "tensor", seconds=incoming.seconds)
-        content = read_message(request)
+        content = read_message(request, raw)
         arrival.shorten(content.timeout_ms)
         arrival.routing_key = content.routing_key or arrival.routing_key
         resolved = await self._reception.resolve(ref, "tensor", arrival)
@@ -109,10 +110,10 @@ def read_ref(name: str, version: str) -> ModelRef:
         raise InvalidContent(f"the request names no model: {exc}") from exc
 
 
-def read_message(request: ModelInferRequest) -> InferContent:
-    """Raises InvalidContent and its kin, with the name of the tensor."""
+def read_message(request: ModelInferRequest, raw: Sequence[memoryview]) -> InferContent:
+    """`raw` are its raw contents. Raises InvalidContent and its kin, with the name of the tensor."""
     content = InferContent(id=request.id or None)
-    content.tensors = _read_inputs(request.inputs, request.raw_input_contents)
+    content.tensors = _read_inputs(request.inputs, raw)
     if len(request.outputs) > _MAX_TENSORS:
         raise InvalidContent(f"{len(request.outputs):,} outputs are asked for; ask for at most {_MAX_TENSORS}")
     outputs = [
@@ -124,7 +125,7 @@ def read_message(request: ModelInferRequest) -> InferContent:
     return content
 
 
-def _read_inputs(inputs: Sequence[Any], raw: Sequence[bytes]) -> dict[str, tuple[TensorSpec, Array]]:
+def _read_inputs(inputs: Sequence[Any], raw: Sequence[memoryview]) -> dict[str, tuple[TensorSpec, Array]]:
     if not 1 <= len(inputs) <= _MAX_TENSORS:
         raise InvalidContent(f"the request has {len(inputs):,} inputs; send 1 to {_MAX_TENSORS}")
     if raw and len(raw) != len(inputs):
@@ -137,7 +138,7 @@ def _read_inputs(inputs: Sequence[Any], raw: Sequence[bytes]) -> dict[str, tuple
         if raw and tensor.contents.ByteSize():
             raise InvalidTensor(f"input {spec.name!r} has contents beside raw_input_contents; send one of them")
         if raw:
-            found[spec.name] = spec, array_from_bytes(memoryview(raw[position]), spec)
+            found[spec.name] = spec, array_from_bytes(raw[position], spec)
         else:
             found[spec.name] = spec, _read_contents(tensor, spec)
     return found

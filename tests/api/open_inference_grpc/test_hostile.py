@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.api.open_inference_grpc.infer import read_message
+from app.api.open_inference_grpc.raw_contents import parse_request
 from app.api.open_inference_grpc.stubs import open_inference_pb2 as messages
 from app.errors import InvalidContent
 from app.processing.tensor_bytes import array_to_bytes
@@ -218,7 +219,7 @@ def test_whatever_is_read_has_its_shape(datatype: str, shape: list[int], raw: by
     if raw is not None:
         made.raw_input_contents.append(raw)
     try:
-        content = read_message(made)
+        content = read_message(*parse_request(made.SerializeToString()))
     except InvalidContent:
         return
     ((spec, array),) = content.tensors.values()
