@@ -11,14 +11,26 @@ from _pytest.nodeid import coerce_node_id
 from tests.running import CAT, PATIENCE_SECONDS, RunningServer, running_server
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """pytest-xdist 3.8 writes a test's group into an attribute that pytest 9.2 no longer reads, so that the tests of a
-    group would go to any worker."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Tests that share what their module started go to one worker, else each worker would start it.
+
+    pytest-xdist 3.8 writes a test's group into an attribute that pytest 9.2 no longer reads.
+    """
+    for item in items:
+        if _has_fixture_of_module(item) and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+    yield
     for item in items:
         grouped = item.__dict__.get("_nodeid")
         if grouped is not None:
             item._id = coerce_node_id(grouped)
+
+
+def _has_fixture_of_module(item: pytest.Item) -> bool:
+    assert isinstance(item, pytest.Function)
+    found = item._fixtureinfo.name2fixturedefs.values()
+    return any(one.scope == "module" and one.baseid for definitions in found for one in definitions)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -175,6 +175,7 @@ def test_a_client_that_does_not_read_its_answers_harms_nobody(strict: RunningSer
         slow.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n")
         assert ask_often(strict, 200) == {200: 200}
         assert rss_bytes(pid) - before < 30_000_000
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         received = b""
         while chunk := slow.recv(1 << 20):
             received += chunk

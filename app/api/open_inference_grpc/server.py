@@ -35,8 +35,9 @@ _CONNECTION_SECONDS = 60
 # Then calls that run, and streams, have so long; and a message that never gets complete.
 _CONNECTION_GRACE_SECONDS = 300
 _STREAMS_OF_A_CONNECTION = 1024
-# At the end of a worker, before clients are told of it and after: as long as an answer and the next call take.
-_HOLD_SECONDS = 0.03
+# At the end of a worker, before clients are told of it and after: as long as an answer and the next call take, to
+# another continent and on a machine without a free core.
+_HOLD_SECONDS = 0.1
 _LEAST_POLITE_SECONDS = 1.0
 # Clients that ask more often whether the connection is alive are sent away.
 _LEAST_PING_SECONDS = 10
