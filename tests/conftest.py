@@ -12,7 +12,7 @@ from tests.running import CAT, PATIENCE_SECONDS, RunningServer, running_server
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> Iterator[None]:
     """Tests that share what their module started go to one worker, else each worker would start it.
 
     pytest-xdist 3.8 writes a test's group into an attribute that pytest 9.2 no longer reads.
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
             item._id = coerce_node_id(grouped)
 
 
-def _has_fixture_of_module(item: pytest.Item) -> bool:
+def _has_fixture_of_module(item: pytest.Function) -> bool:
     assert isinstance(item, pytest.Function)
     found = item._fixtureinfo.name2fixturedefs.values()
     return any(one.scope == "module" and one.baseid for definitions in found for one in definitions)
