@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.console import JsonOption, ModelsOption, emit, err, failing_cleanly, open_store, read_settings
-from app.errors import Conflict, InvalidContent
+from app.cli.console import JsonOption, Misuse, ModelsOption, emit, err, failing_cleanly, open_store, read_settings
+from app.errors import Conflict
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.settings import Settings
@@ -52,7 +52,7 @@ def baseline(
         try:
             ref = ModelRef.parse(model)
         except ValueError as exc:
-            raise InvalidContent(f"{model!r}: {exc}") from exc
+            raise Misuse(f"{model!r}: {exc}") from exc
         store = open_store(settings)
         servable, measured = _measure(store, ref, source, data, threads, output)
         if output is not None:

@@ -22,6 +22,7 @@ from rich.table import Table
 from app.cli.console import (
     MISUSE,
     JsonOption,
+    Misuse,
     ModelsOption,
     emit,
     err,
@@ -94,7 +95,7 @@ def _parse_ref(text: str) -> ModelRef:
     try:
         return ModelRef.parse(text)
     except ValueError as exc:
-        raise InvalidContent(f"{text!r}: {exc}") from exc
+        raise Misuse(f"{text!r}: {exc}") from exc
 
 
 def _read_ratings(path: Path) -> dict[str, float]:

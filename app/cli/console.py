@@ -53,11 +53,18 @@ def print_error(message: str) -> None:
     err.print(message, markup=False)
 
 
+class Misuse(InvalidContent):
+    """What was typed cannot be meant: options that do not go together, or a value that is none."""
+
+
 @contextmanager
 def failing_cleanly() -> Iterator[None]:
-    """Expected failures become one line on stderr and exit code 1."""
+    """Expected failures become one line on stderr and exit code 1; misuse becomes 2, as of options that are unknown."""
     try:
         yield
+    except Misuse as exc:
+        print_error(str(exc))
+        raise typer.Exit(MISUSE) from exc
     except HeadwayError as exc:
         print_error(str(exc))
         raise typer.Exit(FAILURE) from exc

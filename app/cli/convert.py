@@ -35,6 +35,7 @@ from app.cli.draft_options import (
     SharedOption,
     TaskOption,
     describe_published,
+    print_manifest,
     published_text,
     read_image,
     read_name,
@@ -162,7 +163,7 @@ def convert(
             staged = _stage(intake, conversion, wishes)
             with staged:
                 if dry_run:
-                    typer.echo((staged.directory / "model.yaml").read_text(encoding="utf-8"), nl=False)
+                    print_manifest(staged, as_json)
                     return
                 advance = progress("trying", 1)
                 published = intake.publish(staged)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import sys
 import tempfile
 import time
@@ -19,11 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.console import err
+from app.cli.console import Misuse, err
+from app.cli.draft_options import parse_version
 from app.errors import Conflict, InvalidContent
 from app.registry.archive import NO_LIMITS
 from app.registry.store import Store
-from app.registry.versions import ModelRef, Version
+from app.registry.versions import ModelRef
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,8 +52,17 @@ def open_parent(store: Store, model: str) -> Servable:
     try:
         ref = ModelRef.parse(model)
     except ValueError as exc:
-        raise InvalidContent(f"{model!r}: {exc}") from exc
+        raise Misuse(f"{model!r}: {exc}") from exc
     return Opener(store).open(ref).servable
+
+
+def require(extra: str, *packages: str) -> None:
+    """Before minutes of work. Raises InvalidContent, with what to install, where a package cannot be imported."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as exc:
+            raise InvalidContent(f"this needs the package {package} ({exc}): pip install 'headway[{extra}]'") from exc
 
 
 def check_place(store: Store) -> None:
@@ -68,10 +79,7 @@ def free_version(store: Store, parent: Servable, version: str | None) -> str:
     check_place(store)
     if version is None:
         return next_minor(store, parent.name, parent.version)
-    try:
-        number = Version.parse(version).text
-    except ValueError as exc:
-        raise InvalidContent(f"--version {exc}") from exc
+    number = parse_version(version)
     if number in {other.text for other in store.version_names(parent.name)}:
         raise Conflict(f"{parent.name}@{number} is there already; a published version never changes: name another")
     return number

@@ -25,11 +25,11 @@ from app.cli.derive import (
     open_parent,
     progress_bars,
     publish,
+    require,
     same_file_text,
     stdout_kept,
     workplace,
 )
-from app.errors import InvalidContent
 from app.registry.store import Store
 from app.settings import Settings
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from app.optimize.distillation.version import Outcome, Wishes
     from app.registry.intake import Published
     from app.registry.servable import Servable
-
-_NEEDED = ("torch", "onnx", "onnxscript")
 
 
 def distill(
@@ -79,7 +77,7 @@ def distill(
     """A small network of yours, taught by a version, in its place; refused where it is too far under it."""
     settings = read_settings(models=models)
     with failing_cleanly():
-        _require_extra()
+        require("training", "onnx", "torch", "onnxscript")
         from app.optimize.distillation.data import find_partly_labelled
         from app.optimize.distillation.training import Plan
         from app.optimize.distillation.version import Wishes, distill_version
@@ -101,14 +99,6 @@ def distill(
             _plain(parent, outcome, published, number, wishes),
             lambda: _report(parent, outcome, published, number, wishes, settings, store),
         )
-
-
-def _require_extra() -> None:
-    import importlib.util
-
-    for name in _NEEDED:
-        if importlib.util.find_spec(name) is None:
-            raise InvalidContent(f"distill needs the package {name}: pip install 'headway[training]'")
 
 
 def _epoch_printer(plan: Plan) -> Callable[[Epoch], None]:

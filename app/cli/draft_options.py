@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from app.cli.console import Misuse
 from app.errors import InvalidContent, VersionRefused
 from app.registry.difference import Bump, bumped
 from app.registry.intake import Intake, Published, Staged
@@ -79,7 +81,9 @@ SharedOption = Annotated[
     list[str] | None, typer.Option("--shared", help="An input that all rows of a call share; may be repeated.")
 ]
 MaxBatchSizeOption = Annotated[int, typer.Option("--max-batch-size", min=1, help="Rows of one run.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print the model.yaml, and add nothing.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print the model.yaml (as JSON with --json), and add nothing.")
+]
 BumpOption = Annotated[
     Literal["major", "minor", "patch"] | None, typer.Option("--bump", help="The step from the newest version.")
 ]
@@ -97,21 +101,26 @@ def build_draft(intake: Intake, source: Path, **wishes: Any) -> Staged:
 
 def read_name(name: str | None) -> str:
     if name is None:
-        raise InvalidContent("a model file needs a name: say --name")
+        raise Misuse("a model file needs a name: say --name")
     if not MODEL_NAME.fullmatch(name):
-        raise InvalidContent(f"--name {name}: use a-z, 0-9, '.', '_' and '-', at most 63")
+        raise Misuse(f"--name {name}: use a-z, 0-9, '.', '_' and '-', at most 63")
     return name
+
+
+def parse_version(text: str) -> str:
+    """The number of --version. Raises Misuse."""
+    try:
+        return Version.parse(text).text
+    except ValueError as exc:
+        raise Misuse(f"--version {exc}") from exc
 
 
 def read_version(store: Store, name: str, version: str | None, bump: str | None) -> str:
     """The number that is said, or follows; that it fits the difference is held when the version is published."""
     if version is not None:
         if bump is not None:
-            raise InvalidContent("say --version or --bump, not both")
-        try:
-            return Version.parse(version).text
-        except ValueError as exc:
-            raise InvalidContent(f"--version {exc}") from exc
+            raise Misuse("say --version or --bump, not both")
+        return parse_version(version)
     versions = store.version_names(name)
     if bump is None:
         if versions:
@@ -136,8 +145,17 @@ def read_image(normalise: str | None, **given: Any) -> dict[str, Any]:
     try:
         mean, scale = ([float(value) for value in part.split(",")] for part in normalise.split("/"))
     except ValueError as exc:
-        raise InvalidContent(f"--normalise {normalise}: write in_graph, or MEAN/SCALE as 127/128") from exc
+        raise Misuse(f"--normalise {normalise}: write in_graph, or MEAN/SCALE as 127/128") from exc
     return image | {"normalise": {"mean": mean, "scale": scale}}
+
+
+def print_manifest(staged: Staged, as_json: bool) -> None:
+    """What --dry-run shows: the model.yaml as it would be written, or the same as JSON."""
+    if as_json:
+        said = staged.manifest.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        typer.echo(json.dumps(said, ensure_ascii=False, indent=2))
+    else:
+        typer.echo((staged.directory / "model.yaml").read_text(encoding="utf-8"), nl=False)
 
 
 def describe_published(published: Published) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from app.cli.console import JsonOption, ModelsOption, emit, err, failing_cleanly, read_settings
+from app.cli.console import JsonOption, Misuse, ModelsOption, emit, err, failing_cleanly, read_settings
 
 if TYPE_CHECKING:
     from app.optimize.evaluate import Evaluation
@@ -51,7 +51,7 @@ def evaluate(
         try:
             ref = ModelRef.parse(model)
         except ValueError as exc:
-            raise InvalidContent(f"{model!r}: {exc}") from exc
+            raise Misuse(f"{model!r}: {exc}") from exc
         registry = Registry(Store(settings.models, settings.releases), threads=threads)
         resolved = registry.open(ref)
         classification, kind = resolved.servable.classification, resolved.servable.kind

@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.console import FAILURE, JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
-from app.errors import HeadwayError, InvalidContent, ModelNotFound, RegistryError, VersionNotFound
+from app.cli.console import FAILURE, JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
+from app.errors import HeadwayError, ModelNotFound, RegistryError, VersionNotFound
 from app.registry.release import Release
 from app.registry.store import Store
 from app.registry.versions import ModelRef, Version, is_version
@@ -70,7 +70,7 @@ def _choose(store: Store, text: str) -> tuple[str, Version]:
     try:
         ref = ModelRef.parse(text)
     except ValueError as exc:
-        raise InvalidContent(f"{text!r}: {exc}") from exc
+        raise Misuse(f"{text!r}: {exc}") from exc
     versions = store.version_names(ref.name)
     if ref.name not in store.model_names():
         raise ModelNotFound(f"there is no model {ref.name!r} in {store.root}; it has {', '.join(store.model_names())}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
+from app.cli.console import JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
 from app.cli.draft_options import (
     GOLDEN_PANEL,
     ActivationOption,
@@ -32,6 +32,7 @@ from app.cli.draft_options import (
     build_draft,
     describe_published,
     newest_version,
+    print_manifest,
     published_text,
     read_image,
     read_name,
@@ -123,7 +124,7 @@ def add(
             )
         with staged:
             if dry_run:
-                typer.echo((staged.directory / "model.yaml").read_text(encoding="utf-8"), nl=False)
+                print_manifest(staged, as_json)
                 return
             published = intake.publish(staged)
     emit(as_json, describe_published(published), lambda: published_text(published, settings, store))
@@ -132,7 +133,7 @@ def add(
 def _refuse_flags(**flags: Any) -> None:
     for flag, value in flags.items():
         if value is not None:
-            raise InvalidContent(f"--{flag} is for a bare model file; a directory says it in its model.yaml")
+            raise Misuse(f"--{flag} is for a bare model file; a directory says it in its model.yaml")
 
 
 def _check_directory(staged: Staged, name: str | None, version: str | None) -> None:

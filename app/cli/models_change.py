@@ -11,8 +11,8 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
-from app.errors import InvalidContent, RegistryError, VersionNotFound
+from app.cli.console import JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
+from app.errors import RegistryError, VersionNotFound
 from app.registry.backup import Restored, restore_backup, write_backup
 from app.registry.difference import Bump, Change, Content, compare, needed_bump
 from app.registry.intake import Intake
@@ -98,9 +98,9 @@ def _exact(target: str) -> tuple[str, str]:
     try:
         ref = ModelRef.parse(target)
     except ValueError as exc:
-        raise InvalidContent(f"{target!r}: {exc}") from exc
+        raise Misuse(f"{target!r}: {exc}") from exc
     if ref.tag is None or not is_version(ref.tag):
-        raise InvalidContent(f"{target!r}: name the exact version, as {ref.name}@1.0.0")
+        raise Misuse(f"{target!r}: name the exact version, as {ref.name}@1.0.0")
     return ref.name, ref.tag
 
 

@@ -13,7 +13,16 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, model_not_found, open_store, read_settings
+from app.cli.console import (
+    JsonOption,
+    Misuse,
+    ModelsOption,
+    emit,
+    failing_cleanly,
+    model_not_found,
+    open_store,
+    read_settings,
+)
 from app.errors import InvalidContent, RegistryReadOnly
 from app.registry.versions import ModelRef, Version
 
@@ -102,7 +111,7 @@ def matrix(
             pairs = _pairs(store, names or [], runtimes)
             new, refusal = _measure(store, pairs, threads, data)
         elif data is not None:
-            raise InvalidContent("--data goes with --runtimes: nothing is measured without")
+            raise Misuse("--data goes with --runtimes: nothing is measured without")
         groups = [names] if names else [[name] for name in store.model_names()]
         kept = [[one for name in group for one in _kept(store, name)] for group in groups]
         found = [make_matrix([*profiles, *new], threads) for profiles in kept]
@@ -127,7 +136,7 @@ def _parse(model: str) -> ModelRef:
     try:
         return ModelRef.parse(model)
     except ValueError as exc:
-        raise InvalidContent(f"{model!r}: {exc}") from exc
+        raise Misuse(f"{model!r}: {exc}") from exc
 
 
 def _pairs(store: Store, names: Sequence[str], runtimes: str) -> list[tuple[Servable, RuntimeName]]:
@@ -138,9 +147,9 @@ def _pairs(store: Store, names: Sequence[str], runtimes: str) -> list[tuple[Serv
     wanted = list(dict.fromkeys(name.strip() for name in runtimes.split(",")))
     for name in wanted:
         if name not in RUNTIME_TITLES:
-            raise InvalidContent(f"--runtimes: there is no {name!r}; known are {', '.join(RUNTIME_TITLES)}")
+            raise Misuse(f"--runtimes: there is no {name!r}; known are {', '.join(RUNTIME_TITLES)}")
     if not names:
-        raise InvalidContent("--runtimes measures: name the models")
+        raise Misuse("--runtimes measures: name the models")
     found = [_open(store, name) for name in names]
     pairs = [(one, name) for one in found for name in runtimes_of(one.manifest) if name in wanted]
     for name in wanted:

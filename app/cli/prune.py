@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
+from app.cli.console import JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
 from app.cli.derive import (
     EvaluationOption,
     MaxDropOption,
@@ -25,10 +25,10 @@ from app.cli.derive import (
     open_parent,
     progress_bars,
     publish,
+    require,
     same_file_text,
     workplace,
 )
-from app.errors import InvalidContent
 from app.registry.store import Store
 from app.settings import Settings
 
@@ -112,15 +112,13 @@ def prune(
         )  # fmt: skip
         method = Method(by, amount, structure, tuple(keep or ()), depthwise, multiple, schedule)
         if by != "magnitude" and fine_tune is None:
-            raise InvalidContent(
-                f"--by {by} takes data: say --fine-tune (with --epochs 0 where nothing is to be trained)"
-            )
+            raise Misuse(f"--by {by} takes data: say --fine-tune (with --epochs 0 where nothing is to be trained)")
         if evaluation is None and fine_tune is None:
-            raise InvalidContent("say --evaluation, or --fine-tune: what the version is measured on beside its parent")
+            raise Misuse("say --evaluation, or --fine-tune: what the version is measured on beside its parent")
         store = open_store(settings)
         parent = open_parent(store, model)
         number = free_version(store, parent, version)
-        _require_packages()
+        require("training", "onnx", "torch", "torch_pruning")
         from app.optimize.examples import find_examples, find_labelled
         from app.optimize.networks.fine_tune import Recipe
         from app.optimize.pruning.version import Wishes, prune_version
@@ -142,24 +140,13 @@ def prune(
         )
 
 
-def _require_packages() -> None:
-    try:
-        import onnx  # noqa: F401
-        import torch  # noqa: F401
-        import torch_pruning  # noqa: F401
-    except ImportError as exc:
-        raise InvalidContent(
-            f"prune needs torch, torch-pruning and onnx ({exc}): pip install 'headway[training]'"
-        ) from exc
-
-
 def _amount(**given: float | None) -> Amount:
     from app.optimize.pruning.method import Amount
 
     said = [(kind, value) for kind, value in given.items() if value is not None]
     if len(said) != 1:
         names = " or ".join(f"--{kind.replace('_', '-')}" for kind in given)
-        raise InvalidContent(f"say how much goes, once: {names}")
+        raise Misuse(f"say how much goes, once: {names}")
     kind, value = said[0]
     return Amount(kind, value)  # type: ignore[arg-type]
 

@@ -9,7 +9,16 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
-from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, model_not_found, open_store, read_settings
+from app.cli.console import (
+    JsonOption,
+    Misuse,
+    ModelsOption,
+    emit,
+    failing_cleanly,
+    model_not_found,
+    open_store,
+    read_settings,
+)
 from app.errors import InvalidContent
 from app.settings import Settings
 
@@ -36,7 +45,7 @@ def quality(
     """Accuracy, precision, recall, F1 and calibration of each version and alias, from the feedback that came in."""
     with failing_cleanly():
         if last is not None and hours is not None:
-            raise InvalidContent("give --last or --hours, not both")
+            raise Misuse("give --last or --hours, not both")
         found = _describe(read_settings(models=models), model, last, hours, version, alias)
         emit(as_json, found, lambda: _show(found))
 

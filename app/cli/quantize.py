@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
+from app.cli.console import JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
 from app.cli.derive import (
     EvaluationOption,
     MaxDropOption,
@@ -25,10 +24,10 @@ from app.cli.derive import (
     open_parent,
     progress_bars,
     publish,
+    require,
     same_file_text,
     workplace,
 )
-from app.errors import InvalidContent
 from app.registry.store import Store
 from app.settings import Settings
 
@@ -106,9 +105,7 @@ def quantize(
         training = given.examples(parent) if scheme == "qat" else None
         inputs = find_examples(parent, calibration) if calibration is not None else training or labelled
         if inputs is None or (calibration is None and to == "int8" and scheme not in ("dynamic", "qat")):
-            raise InvalidContent(
-                "say --calibration: inputs that the ranges of activations, or the noise, are measured on"
-            )
+            raise Misuse("say --calibration: inputs that the ranges of activations, or the noise, are measured on")
         method = Method(to, scheme or "static", runtime == "onnx" and not full_range, tuple(keep_float or ()), runtime)
         rest = ["--calibration-size", str(size), "--seed", str(seed), *(["--auto"] if auto else [])]
         command = _command(parent, method, calibration, evaluation, *(given.words() if training else ()), *rest)
@@ -161,17 +158,17 @@ class _Training:
 
 def _check_flags(to: str, scheme: str | None, *, auto: bool, evaluation: Path | None) -> None:
     if to != "int8" and scheme is not None:
-        raise InvalidContent(f"--scheme is for --to int8; of {to} only the weights are quantised")
+        raise Misuse(f"--scheme is for --to int8; of {to} only the weights are quantised")
     if auto and evaluation is None:
-        raise InvalidContent("--auto goes by the accuracy that is lost: say --evaluation")
+        raise Misuse("--auto goes by the accuracy that is lost: say --evaluation")
 
 
 def _check_training(scheme: str | None, given: _Training) -> None:
     if scheme != "qat":
         if given != _Training(None, None, None, None):
-            raise InvalidContent("--fine-tune, --epochs, --learning-rate and --alpha are for --scheme qat")
+            raise Misuse("--fine-tune, --epochs, --learning-rate and --alpha are for --scheme qat")
     elif given.fine_tune is None:
-        raise InvalidContent(
+        raise Misuse(
             "--scheme qat trains the network with its rounding in the loop: say --fine-tune, labelled inputs to learn "
             "from, or any inputs with --alpha 0"
         )
@@ -180,22 +177,15 @@ def _check_training(scheme: str | None, given: _Training) -> None:
 def _check_runtime(runtime: str, scheme: str | None, *, full_range: bool) -> None:
     if runtime == "tflite":
         if scheme == "qat":
-            raise InvalidContent(
+            raise Misuse(
                 "--scheme qat trains ONNX networks: quantise the ONNX version that this TFLite file was converted from"
             )
         if full_range:
-            raise InvalidContent("--full-range is for ONNX: of TFLite files int8 weights have 8 bits, on every CPU")
+            raise Misuse("--full-range is for ONNX: of TFLite files int8 weights have 8 bits, on every CPU")
         return
-    _require("onnx", "optimize")
+    require("optimize", "onnx")
     if scheme == "qat":
-        _require("torch", "training")
-
-
-def _require(package: str, extra: str) -> None:
-    try:
-        importlib.import_module(package)
-    except ImportError as exc:
-        raise InvalidContent(f"this needs the package {package} ({exc}): pip install 'headway[{extra}]'") from exc
+        require("training", "torch")
 
 
 def _command(parent: Servable, method: Method, calibration: Path | None, evaluation: Path | None, *rest: str) -> str:

@@ -10,8 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
-from app.errors import InvalidContent
+from app.cli.console import JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
 from app.registry.changes import AlsoServe, Change, Drop, Promote, Rollback, SetAlias, SetAnalysis, SetLoad, SetShadow
 from app.registry.editor import CurrentRelease, Note, ReleaseEditor, user_name
 from app.registry.release import CANARY, HistoryEntry, Load, Release
@@ -62,7 +61,7 @@ def set_alias(
     name, version = _target(target)
     if (alias is None) == (not also_serve) or (also_serve and weight is not None):
         with failing_cleanly():
-            raise InvalidContent("give either --alias, with or without --weight, or --also-serve")
+            raise Misuse("give either --alias, with or without --weight, or --also-serve")
     change: Change = AlsoServe(version) if alias is None else SetAlias(alias, version, weight)
     _change(models, name, change, why, by, as_json, unverified)
 
@@ -201,15 +200,15 @@ def _target(text: str) -> tuple[str, str]:
         try:
             ref = ModelRef.parse(text)
         except ValueError as exc:
-            raise InvalidContent(f"{text!r}: {exc}") from exc
+            raise Misuse(f"{text!r}: {exc}") from exc
         if ref.tag is None:
-            raise InvalidContent(f"{text!r}: say which version, as {text}@1.2.0")
+            raise Misuse(f"{text!r}: say which version, as {text}@1.2.0")
         return ref.name, ref.tag
 
 
 def _name(text: str) -> str:
     if not MODEL_NAME.fullmatch(text):
-        raise InvalidContent(f"{text!r}: write the model's name alone, as digits")
+        raise Misuse(f"{text!r}: write the model's name alone, as digits")
     return text
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
+from app.cli.console import JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
 from app.cli.derive import check_place, open_parent, progress_bars
 from app.errors import Conflict, InvalidContent, RegistryError
 from app.registry.locking import writing
@@ -96,9 +96,9 @@ def _numbers(strengths: str | None) -> tuple[float, ...] | None:
     try:
         found = tuple(float(word) for word in strengths.split(","))
     except ValueError as exc:
-        raise InvalidContent(f"--strengths {strengths!r}: write numbers with commas between them, as 1,2,4,8") from exc
+        raise Misuse(f"--strengths {strengths!r}: write numbers with commas between them, as 1,2,4,8") from exc
     if not all(0 < number < _LARGEST_STRENGTH for number in found):
-        raise InvalidContent(f"--strengths {strengths!r}: a strength is above 0, and a number that 32 bits can hold")
+        raise Misuse(f"--strengths {strengths!r}: a strength is above 0, and a number that 32 bits can hold")
     return tuple(dict.fromkeys(found))
 
 

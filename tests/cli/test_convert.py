@@ -77,6 +77,14 @@ def test_convert_of_a_module_from_the_current_directory(headway: Headway, root: 
     assert not (root / "odd").exists()
 
 
+# What is typed is wrong by itself.
+MISUSE = {
+    "say --name",
+    "use a-z, 0-9",
+    "--version 'new' is not a version",
+}
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -96,7 +104,7 @@ def test_convert_refusals(headway: Headway, root: Path, blobs: Path, arguments: 
     before = sorted(root.rglob("*"))
     given = [str(blobs) if word == "blobs.pkl" else word for word in arguments]
     done = headway("convert", *given, COLUMNS="400")
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (2 if says in MISUSE else 1, "")
     assert says in done.err
     assert sorted(root.rglob("*")) == before
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import cli
 from app.registry.manifest import Manifest, read_manifest
+from app.registry.yaml import parse_yaml
 from tests.cli.conftest import Done, Headway, environment
 from tests.fixtures_models import onnx_bytes, onnx_file, write_model, write_release
 from tests.fixtures_tflite import tflite_bytes
@@ -167,11 +168,14 @@ def test_golden_rows_are_recorded(add: Headway, root: Path, tmp_path: Path) -> N
     assert recorded == [{"inputs": [[1, 2, 3]], "outputs": {"total": [[6.0]]}}]
 
 
-REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
+MISUSE: list[tuple[str, tuple[Any, ...], str]] = [
     ("softmax.onnx", (), "a model file needs a name: say --name"),
     ("softmax.onnx", ("--name", "New"), "--name New: use a-z"),
     ("softmax.onnx", ("--name", "new", "--version", "1.0"), "--version '1.0' is not a version"),
     ("softmax.onnx", ("--name", "new", "--version", "1.0.0", "--bump", "minor"), "say --version or --bump, not both"),
+    ("colour.onnx", ("--name", "new", *PHOTO[:-1], "1/"), "--normalise 1/: write in_graph, or MEAN/SCALE"),
+]
+REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
     ("softmax.onnx", ("--name", "new", "--bump", "minor"), "no version that --bump could start from"),
     ("softmax.onnx", ("--name", "scores"), "has 1.10.0 already: say --bump major, minor or patch"),
     ("softmax.onnx", ("--name", "new", "--labels", "labels.txt"),
@@ -188,7 +192,6 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
      "takes photos, it seems. How one becomes it the file does not say, and a wrong way costs accuracy without an "
      "error: say --resize, --filter, --colour, --normalise; or --content tensor"),
     ("colour.onnx", ("--name", "new", *PHOTO[:-2]), "say --normalise; or"),
-    ("colour.onnx", ("--name", "new", *PHOTO[:-1], "1/"), "--normalise 1/: write in_graph, or MEAN/SCALE"),
     ("colour.onnx", ("--name", "new", *PHOTO[:-1], "127/128"), "processing: makes image: FP32 [1, 4, 4, 3], but"),
     ("colour.onnx", ("--name", "new", *PHOTO, "--crop", "5"), "crop (5) must not be larger than resize (4)"),
     ("colour.onnx", ("--name", "new", "--content", "tensor", "--resize", "4"), "--content tensor contradicts --resize"),
@@ -202,16 +205,18 @@ REFUSED: list[tuple[str, tuple[Any, ...], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("source", "flags", "message"), REFUSED)
+@pytest.mark.parametrize(
+    ("source", "flags", "message", "code"), [*((*one, 2) for one in MISUSE), *((*one, 1) for one in REFUSED)]
+)
 def test_what_the_file_cannot_say_is_asked_for(
-    add: Headway, files: Path, root: Path, source: str, flags: tuple[str, ...], message: str
+    add: Headway, files: Path, root: Path, source: str, flags: tuple[str, ...], message: str, code: int
 ) -> None:
     (files / "empty").mkdir()
     (files / "broken.onnx").write_bytes(b"no model")
     (files / "two.onnx").write_bytes(_classifier("Softmax", "more"))
     before = sorted(path.name for path in root.iterdir())
     done = add(source, *flags)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (code, "")
     assert message in done.err
     assert len(done.err.splitlines()) == 1
     assert ".staging" not in done.err
@@ -221,6 +226,10 @@ def test_what_the_file_cannot_say_is_asked_for(
 def test_dry_run_prints_the_manifest(add: Headway, root: Path) -> None:
     done = add("softmax.onnx", "--name", "new", *CLASSIFIER, "--licence", "MIT", "--dry-run")
     assert yaml.safe_load(done.out)["licence"] == "MIT"
+    as_json = json.loads(
+        add("softmax.onnx", "--name", "new", *CLASSIFIER, "--licence", "MIT", "--dry-run", "--json").out
+    )
+    assert Manifest.model_validate(as_json) == parse_yaml(done.out.encode(), root / "model.yaml", Manifest)
     assert not (root / "new").exists()
     assert [path for path in root.iterdir() if path.name.startswith(".")] == []
 
@@ -275,14 +284,14 @@ def test_add_says_that_no_traffic_goes_to_it(add: Headway, root: Path) -> None:
 
 def test_add_directory(add: Headway, root: Path, tmp_path: Path) -> None:
     directory = write_model(tmp_path / "outside", "new", "2.0.0")
-    for flags, message in (
-        (("--name", "other"), "--name is other, but model.yaml says new"),
-        (("--version", "1.0.0"), "--version is 1.0.0, but model.yaml says 2.0.0"),
-        (("--bump", "minor"), "--bump minor is for a model that has a version, but model.yaml says 2.0.0"),
-        (("--activation", "none"), "--activation is for a bare model file"),
+    for flags, message, code in (
+        (("--name", "other"), "--name is other, but model.yaml says new", 1),
+        (("--version", "1.0.0"), "--version is 1.0.0, but model.yaml says 2.0.0", 1),
+        (("--bump", "minor"), "--bump minor is for a model that has a version, but model.yaml says 2.0.0", 1),
+        (("--activation", "none"), "--activation is for a bare model file", 2),
     ):
         done = add(directory, *flags)
-        assert done.code == 1
+        assert done.code == code
         assert message in done.err
     assert add(directory, "--name", "new").code == 0
     done = add(directory)

@@ -78,5 +78,5 @@ def test_quality_of_a_model_that_is_not_there(environment: dict[str, str]) -> No
 
 def test_one_window_at_a_time(environment: dict[str, str]) -> None:
     shown = RUNNER.invoke(cli, ["quality", "m", "--last", "10", "--hours", "1"], env=environment)
-    assert shown.exit_code == 1
+    assert shown.exit_code == 2
     assert "give --last or --hours, not both" in shown.stderr

@@ -86,24 +86,24 @@ def test_releases_directory_is_that_of_the_environment(headway: Headway, root: P
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "code"),
     [
-        (["promote", "scores"], "say which version, as scores@1.2.0"),
-        (["promote", "Scores@1.0.0"], "write the model as name"),
-        (["promote", "other@1.0.0"], "there is no model 'other'"),
-        (["promote", "scores@9.9.9"], "no version 9.9.9"),
-        (["promote", "scores@1.10.0"], "--unverified"),
-        (["canary", "scores@1.10.0", "--weight", "101"], "aliases.canary.weight"),
-        (["rollback", "scores"], "kept are none"),
-        (["drop", "scores", "stable"], "promote another version instead"),
-        (["drop", "scores@1.9.0", "canary"], "write the model's name alone"),
-        (["set", "scores@1.9.0"], "give either --alias"),
-        (["status", "nothing"], "there is no model 'nothing'"),
+        (["promote", "scores"], "say which version, as scores@1.2.0", 2),
+        (["promote", "Scores@1.0.0"], "write the model as name", 2),
+        (["promote", "other@1.0.0"], "there is no model 'other'", 1),
+        (["promote", "scores@9.9.9"], "no version 9.9.9", 1),
+        (["promote", "scores@1.10.0"], "--unverified", 1),
+        (["canary", "scores@1.10.0", "--weight", "101"], "aliases.canary.weight", 1),
+        (["rollback", "scores"], "kept are none", 1),
+        (["drop", "scores", "stable"], "promote another version instead", 1),
+        (["drop", "scores@1.9.0", "canary"], "write the model's name alone", 2),
+        (["set", "scores@1.9.0"], "give either --alias", 2),
+        (["status", "nothing"], "there is no model 'nothing'", 1),
     ],
 )
-def test_refusal_is_one_line(headway: Headway, arguments: list[str], message: str) -> None:
+def test_refusal_is_one_line(headway: Headway, arguments: list[str], message: str, code: int) -> None:
     done = headway("release", *arguments)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (code, "")
     assert done.err.startswith("error: ")
     assert message in done.err
     assert done.err.count("\n") == 1
