@@ -80,13 +80,13 @@ def test_compare_writes_a_folder(headway: Headway, folder: Path, tmp_path: Path)
         image.load()
 
 
-def test_compare_needs_matplotlib_for_pictures_only(headway: Headway, folder: Path, tmp_path: Path) -> None:
+def test_compare_needs_matplotlib_for_pictures_only(headway_process: Headway, folder: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "blocked" / "matplotlib"
     blocked.mkdir(parents=True)
     (blocked / "__init__.py").write_text("raise ImportError('it is not here')")
     path = f"{blocked.parent}:{ROOT}"
-    assert headway("compare", *VERSIONS, folder, PYTHONPATH=path).code == 0
-    done = headway("compare", *VERSIONS, folder, "--output", tmp_path / "new", PYTHONPATH=path, COLUMNS="400")
+    assert headway_process("compare", *VERSIONS, folder, PYTHONPATH=path).code == 0
+    done = headway_process("compare", *VERSIONS, folder, "--output", tmp_path / "new", PYTHONPATH=path, COLUMNS="400")
     assert (done.code, done.out) == (1, "")
     assert "--output draws pictures with Matplotlib (it is not here): pip install 'headway[compare]'" in done.err
     assert not (tmp_path / "new").exists()

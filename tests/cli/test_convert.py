@@ -56,23 +56,23 @@ def test_convert_as_json_on_given_samples(headway: Headway, root: Path, blobs: P
     assert not (root / "blobs" / "1.1.0").exists()
 
 
-def test_what_the_module_prints_is_not_the_answer(headway: Headway, tmp_path: Path) -> None:
+def test_what_the_module_prints_is_not_the_answer(headway_process: Headway, tmp_path: Path) -> None:
     code = "import torch\nprint('importing')\nclass Net(torch.nn.Identity):\n    def forward(self, x):\n        "
     (tmp_path / "working" / "loud.py").write_text(code + "print('running')\n        return x + 1\n")
-    done = headway("convert", "loud:Net", "--input", "x:FP32:n,3", "--name", "loud", "--json")
+    done = headway_process("convert", "loud:Net", "--input", "x:FP32:n,3", "--name", "loud", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["new"] is True
     assert "importing" in done.err
 
 
-def test_convert_of_a_module_from_the_current_directory(headway: Headway, root: Path, tmp_path: Path) -> None:
+def test_convert_of_a_module_from_the_current_directory(headway_process: Headway, root: Path, tmp_path: Path) -> None:
     (tmp_path / "working" / "nets.py").write_text(NETS, encoding="utf-8")
-    done = headway("convert", "nets:Bessel", "--input", "x:FP32:n,3", "--name", "odd", COLUMNS="400")
+    done = headway_process("convert", "nets:Bessel", "--input", "x:FP32:n,3", "--name", "odd", COLUMNS="400")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith(
         "error: operator prims.bessel_j0.default in layer the module itself (Bessel) has no ONNX"
     )
-    done = headway("convert", "nets:TwoRows", "--input", "x:FP32:n,3", "--name", "odd", COLUMNS="400")
+    done = headway_process("convert", "nets:TwoRows", "--input", "x:FP32:n,3", "--name", "odd", COLUMNS="400")
     assert "works for 2 rows only" in done.err
     assert not (root / "odd").exists()
 

@@ -84,7 +84,9 @@ def test_robustness_as_json_twice_the_same(headway: Headway, root: Path, test_ro
     assert [one["attack"] for one in result["measurements"]] == ["fgsm", "pgd", "hopskipjump"]
 
 
-def test_robustness_of_corruptions_needs_no_attack_library(headway: Headway, root: Path, tmp_path: Path) -> None:
+def test_robustness_of_corruptions_needs_no_attack_library(
+    headway_process: Headway, root: Path, tmp_path: Path
+) -> None:
     write_colour(root, "2.0.0")
     write_photos(tmp_path / "photos", 6)
     blocked = tmp_path / "blocked" / "art"
@@ -92,10 +94,10 @@ def test_robustness_of_corruptions_needs_no_attack_library(headway: Headway, roo
     (blocked / "__init__.py").write_text("raise ImportError('art is not here')")
     paths = f"{tmp_path / 'blocked'}:{ROOT}"
     arguments = ("robustness", "colour@2.0.0", tmp_path / "photos", "--no-keep")
-    done = headway(*arguments, "--attacks", "fog,contrast", PYTHONPATH=paths)
+    done = headway_process(*arguments, "--attacks", "fog,contrast", PYTHONPATH=paths)
     assert (done.code, done.err) == (0, "")
     assert not (root / "colour" / "2.0.0" / ROBUSTNESS_FILE).exists()
-    refused = headway(*arguments, PYTHONPATH=paths, COLUMNS="400")
+    refused = headway_process(*arguments, PYTHONPATH=paths, COLUMNS="400")
     assert refused.code == 1
     assert "robustness needs a package (art is not here): pip install 'headway[robustness]'" in refused.err
 

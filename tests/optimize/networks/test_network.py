@@ -166,7 +166,7 @@ def test_gradient_of_a_photo_in_bytes_is_that_of_differences() -> None:
     moved = x.copy()
     moved[:, 1, 4, 4] += 4
     difference = (_run(model, moved) - _run(model, x))[:, 0].ravel() / 4
-    np.testing.assert_allclose(gradient[:, 1, 4, 4].numpy(), difference, rtol=1e-3)
+    np.testing.assert_allclose(gradient[:, 1, 4, 4].numpy(), difference, rtol=1e-3, atol=1e-3)
 
 
 def test_channels_taken_out_of_convolutions_go_back_into_the_file() -> None:
@@ -192,7 +192,7 @@ def test_channels_taken_out_of_convolutions_go_back_into_the_file() -> None:
         pruning_ratio=0.5, ignored_layers=[last],
     ).step()  # fmt: skip
     pruned = onnx.load_from_string(write_weights(network, model))
-    np.testing.assert_allclose(_run(pruned, x), _torch(network, x), rtol=1e-4)
+    np.testing.assert_allclose(_run(pruned, x), _torch(network, x), rtol=1e-4, atol=1e-3)  # of values up to 300
     shapes = {tensor.name: list(tensor.dims) for tensor in pruned.graph.initializer}
     assert shapes["w"] == [3, 4, 3, 3]
     assert shapes["dense"] == [75, 3]
