@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from app.errors import HeadwayError, InvalidContent, ModelNotFound
+from app.registry.locking import sync_directory, writing
 from app.registry.store import Store
 from app.settings import Settings
 
@@ -46,6 +48,30 @@ def open_store(settings: Settings) -> Store:
     if not settings.models.is_dir():
         raise InvalidContent(f"{settings.models}: there is no such registry directory; name it with --models")
     return Store(settings.models, settings.releases)
+
+
+@contextmanager
+def receiving_store(settings: Settings) -> Iterator[Store]:
+    """For what brings versions in: a registry directory that is not there yet is made, and taken away if nothing came.
+
+    Raises InvalidContent where there is no directory to make it in, RegistryReadOnly.
+    """
+    root = settings.models
+    is_made = not os.path.lexists(root)
+    if is_made:
+        if not root.parent.is_dir():
+            raise InvalidContent(f"{root}: there is no such registry directory, and no {root.parent} to make it in")
+        with writing(root.parent):
+            root.mkdir(exist_ok=True)
+            sync_directory(root.parent)
+    try:
+        yield open_store(settings)
+    finally:
+        if is_made:
+            with suppress(OSError):  # it is not empty
+                root.rmdir()
+            if root.is_dir():
+                err.print(f"made the registry directory {root}", markup=False)
 
 
 def print_error(message: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, open_store, read_settings
+from app.cli.console import JsonOption, ModelsOption, emit, failing_cleanly, read_settings, receiving_store
 from app.cli.derive import check_place, progress_bars, stdout_kept, temporary_directory
 from app.cli.draft_options import (
     GOLDEN_PANEL,
@@ -132,8 +132,7 @@ def convert(
 ) -> None:
     """Convert a trained network, hold its answers against the source's, and add it as a version."""
     settings = read_settings(models=models)
-    with failing_cleanly():
-        store = open_store(settings)
+    with failing_cleanly(), receiving_store(settings) as store:
         check_place(store)
         intake = Intake(store, bin_days=settings.bin_days)
         intake.sweep(time.time())

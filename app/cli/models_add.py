@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.console import JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
+from app.cli.console import JsonOption, Misuse, ModelsOption, emit, failing_cleanly, read_settings, receiving_store
 from app.cli.draft_options import (
     GOLDEN_PANEL,
     ActivationOption,
@@ -77,8 +77,7 @@ def add(
 ) -> None:
     """Add a version: described, tried as the server would load it, and published whole. No traffic goes to it yet."""
     settings = read_settings(models=models)
-    with failing_cleanly():
-        store = open_store(settings)
+    with failing_cleanly(), receiving_store(settings) as store:
         intake = Intake(store, bin_days=settings.bin_days)
         intake.sweep(time.time())
         if source.is_dir():

@@ -11,7 +11,16 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.console import JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
+from app.cli.console import (
+    JsonOption,
+    Misuse,
+    ModelsOption,
+    emit,
+    failing_cleanly,
+    open_store,
+    read_settings,
+    receiving_store,
+)
 from app.errors import RegistryError, VersionNotFound
 from app.registry.backup import Restored, restore_backup, write_backup
 from app.registry.difference import Bump, Change, Content, compare, needed_bump
@@ -84,8 +93,9 @@ def restore(
     models: ModelsOption = None,
 ) -> None:
     """Bring back what a backup holds. All of it is verified first; a published version is never replaced."""
-    with failing_cleanly():
-        restored = restore_backup(open_store(read_settings(models=models)), file, force=force)
+    settings = read_settings(models=models)
+    with failing_cleanly(), receiving_store(settings) as store:
+        restored = restore_backup(store, file, force=force)
     typer.echo(_describe(restored))
 
 

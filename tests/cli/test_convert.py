@@ -38,6 +38,8 @@ def test_convert_publishes_a_version_that_serves(headway: Headway, root: Path, b
     assert "`headway convert blobs.pkl --to onnx --trust-pickle --name blobs --version 2.0.0`" in card
     again = headway(*arguments, COLUMNS="400")
     assert "blobs@2.0.0 is in " in again.out
+    done = headway(*arguments, "--models", "new", COLUMNS="400")
+    assert (done.code, done.err) == (0, "made the registry directory new\n")
 
 
 @pytest.mark.slow

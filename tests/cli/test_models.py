@@ -109,6 +109,21 @@ def test_failure_is_one_line_on_stderr(headway: Headway, arguments: tuple[str, .
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "models list", "models show sum", "models verify", "models diff sum@1.0.0 sum@1.0.1", "models remove sum@1.0.0",
+        "models undelete sum@1.0.0", "models backup all.tar.gz", "release status", "release promote sum@1.0.0", "serve",
+        "predict sum rows.json", "evaluate sum rows", "quantize sum@1.0.0",
+    ],
+)  # fmt: skip
+def test_mistyped_registry_is_not_made(headway: Headway, working: Path, command: str) -> None:
+    done = headway(*command.split(), "--models", "modles", COLUMNS="400")
+    assert (done.code, done.out) == (2 if command == "serve" else 1, "")
+    assert "modles" in done.err
+    assert not list(working.iterdir())
+
+
+@pytest.mark.parametrize(
     "arguments", [("models", "show"), ("models", "lst"), ("models", "list", "--jsn"), ("nothing",)]
 )
 def test_misuse_is_exit_code_2(headway: Headway, arguments: tuple[str, ...]) -> None:

@@ -111,6 +111,39 @@ def test_bare_file_is_described(
     assert sorted(found.files) == sorted({"model.onnx", *({"labels.txt"} if "--labels" in flags else ())})
 
 
+def test_first_version_makes_the_registry(add: Headway, tmp_path: Path) -> None:
+    root = tmp_path / "new"
+    arguments = ("--name", "new", "--models", root)
+    for file, *flags in (["colour.onnx"], ["sum.onnx", "--bump", "major"], ["gone.onnx"]):
+        done = add(file, *arguments, *flags)
+        assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1)
+        assert not root.exists()
+    assert "name: new" in add("sum.onnx", *arguments, "--dry-run").out
+    assert not root.exists()
+    done = add("sum.onnx", *arguments, "--json")
+    assert (done.code, done.err) == (0, f"made the registry directory {root}\n")
+    assert json.loads(done.out)["new"] is True
+    assert _added(root, "new@1.0.0").task == "tensor"
+    assert add("sum.onnx", *arguments, "--version", "1.0.1").err == ""
+    version = shutil.copytree(root / "new" / "1.0.1", tmp_path / "version")
+    assert add(version, "--models", tmp_path / "other").err == f"made the registry directory {tmp_path / 'other'}\n"
+
+
+def test_registry_that_cannot_be_made(add: Headway, files: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    places = {
+        tmp_path / "a" / "b": f"there is no such registry directory, and no {tmp_path / 'a'} to make it in",
+        files / "labels.txt": "there is no such registry directory; name it with --models",
+        tmp_path / "link": "there is no such registry directory; name it with --models",
+        Path("/sys/new"): "/sys: cannot be changed here",
+    }
+    for place, words in places.items():
+        done = add("sum.onnx", "--name", "new", "--models", place)
+        assert (done.code, done.out, len(done.err.splitlines())) == (1, "", 1), done.err
+        assert words in done.err
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "flags", "datatypes"),
     [
@@ -358,9 +391,10 @@ def test_backup_and_restore(headway: Headway, root: Path, tmp_path: Path) -> Non
     assert "all.tar.gz: colour@1.0.0, echo@1.0.0, " in done.out
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     shutil.rmtree(root)
-    root.mkdir()
-    done = headway("models", "restore", tmp_path / "all.tar.gz")
-    assert (done.code, done.err) == (0, "")
+    assert headway("models", "restore", tmp_path / "gone.tar.gz").code == 1
+    assert not root.exists()
+    done = headway("models", "restore", tmp_path / "all.tar.gz", COLUMNS="400")
+    assert (done.code, done.err) == (0, f"made the registry directory {root}\n")
     assert "releases: scores" in done.out
     assert {path: path.read_bytes() for path in before} == before
     write_release(root, "scores", "1.10.0")
