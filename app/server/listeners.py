@@ -7,8 +7,10 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from app.server.options import ConfigurationError, ServerOptions
 
@@ -34,19 +36,20 @@ def bind_listeners(options: ServerOptions) -> list[socket.socket]:
         else:
             listeners.append(_bind_port(options.host, options.port, _FIRST))
         for host, port in options.also_bind:
-            listeners.append(_bind_port(host, port, _ALSO))
+            listeners.append(_bind_port(host, port, _ALSO, listeners))
     except ConfigurationError:
         close_listeners(listeners)
         raise
     return listeners
 
 
-def hold_shared(host: str, port: int) -> socket.socket:
+def hold_shared(host: str, port: int, listeners: Sequence[socket.socket]) -> socket.socket:
     """A socket that keeps the port for the workers, which bind it anew each; it never listens.
 
-    Raises ConfigurationError where somebody else has the port: two servers that both share it would not notice.
+    Raises ConfigurationError where one of our `listeners` or somebody else has the port: two servers that both share it
+    would not notice.
     """
-    with _bind_port(host, port, _SHARED) as probe:
+    with _bind_port(host, port, _SHARED, listeners) as probe:
         family, address = probe.family, probe.getsockname()
     holder = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -94,7 +97,8 @@ def remove_unix_socket(path: str, inode: int) -> None:
             os.unlink(path)
 
 
-def _bind_port(host: str, port: int, option: _Option) -> socket.socket:
+def _bind_port(host: str, port: int, option: _Option, others: Sequence[socket.socket] = ()) -> socket.socket:
+    """`others` are ours, in the order of the options. None listens yet, so the kernel would let them share a port."""
     if not 0 <= port <= 65535:  # getaddrinfo would take it modulo 65536
         raise ConfigurationError(f"port {port} does not exist: choose one up to 65535 with {option.port}")
     try:
@@ -103,6 +107,12 @@ def _bind_port(host: str, port: int, option: _Option) -> socket.socket:
         raise ConfigurationError(f"host {host} is not known: check {option.host}") from exc
     # Of a name with addresses of both families, such as localhost, clients expect the IPv4 one to work.
     family, _, _, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
+    for number, other in enumerate(others):
+        if _overlap(address, other.getsockname()):
+            taker = _ALSO if number else _FIRST
+            raise ConfigurationError(
+                f"port {port} is wanted twice, by {taker.port} and by {option.port}: choose another with one of them"
+            )
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -111,6 +121,22 @@ def _bind_port(host: str, port: int, option: _Option) -> socket.socket:
         listener.close()
         raise _explain(exc, host, port, option) from exc
     return listener
+
+
+def _overlap(one: Any, other: Any) -> bool:
+    """Whether a connection to one address could be for the other; they are of `getsockname`."""
+    if isinstance(other, str) or one[1] != other[1] or one[1] == 0:
+        return False
+    hosts = [_unmapped(address[0]) for address in (one, other)]
+    if hosts[0] == hosts[1]:
+        return True
+    # Of the wildcards that of IPv6 is IPv4's, too.
+    return any(host.is_unspecified and (host.version == 6 or hosts[0].version == hosts[1].version) for host in hosts)
+
+
+def _unmapped(host: str) -> IPv4Address | IPv6Address:
+    found = ip_address(host.partition("%")[0])
+    return (found.ipv4_mapped or found) if isinstance(found, IPv6Address) else found
 
 
 def _explain(exc: OSError, host: str, port: int, option: _Option) -> ConfigurationError:

@@ -158,7 +158,7 @@ def _hold_shared(options: ServerOptions, listeners: list[socket.socket]) -> sock
     if options.shared_bind is None:
         return None
     try:
-        return hold_shared(*options.shared_bind)
+        return hold_shared(*options.shared_bind, listeners)
     except ConfigurationError:
         close_listeners(listeners)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import subprocess
@@ -39,9 +40,14 @@ def test_root_path_is_known_to_the_documentation(tmp_path: Path) -> None:
         assert client.get(f"{server.url}/openapi.json").json()["servers"] == [{"url": "/ml"}]
 
 
-def start(*flags: str) -> subprocess.CompletedProcess[str]:
+def start(*flags: str, management: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "app.cli.main", "serve", "--models", str(MODELS), *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    env = dict(os.environ)
+    if management is not None:
+        env |= {"HEADWAY_ADMIN_TOKEN": "x", "HEADWAY_MANAGEMENT_BIND": management}
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+    )
 
 
 def test_a_taken_port_is_told_in_one_line() -> None:
@@ -52,6 +58,23 @@ def test_a_taken_port_is_told_in_one_line() -> None:
     assert f"port {port}" in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def test_one_port_for_management_and_grpc_is_told_in_one_line() -> None:
+    """Neither listens when the other binds: the workers would fail, and be replaced, for ever."""
+    port = free_port()
+    result = start("--port", "0", "--grpc-port", port, management=f"127.0.0.1:{port}")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.strip().count("\n") == 0
+    assert f"port {port}" in result.stderr
+    assert "--grpc-port" in result.stderr
+    assert "HEADWAY_MANAGEMENT_BIND" in result.stderr
 
 
 @pytest.mark.parametrize(

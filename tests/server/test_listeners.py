@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.server.listeners import bind_listeners, close_listeners, describe_address, start_listening
+from app.server.listeners import bind_listeners, close_listeners, describe_address, hold_shared, start_listening
 from app.server.options import ConfigurationError, ServerOptions
 
 
@@ -50,6 +50,51 @@ def test_impossible_address(options: dict[str, object], reason: str) -> None:
 def test_port_without_permission() -> None:
     with pytest.raises(ConfigurationError, match="no permission for port 80"):
         bind(port=80)
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("127.0.0.1", "0.0.0.0"),
+        ("localhost", "127.0.0.1"),
+        pytest.param("::1", "::1", marks=needs_ipv6),
+        pytest.param("::", "::1", marks=needs_ipv6),
+        pytest.param("127.0.0.1", "::", marks=needs_ipv6),
+        pytest.param("::ffff:127.0.0.1", "127.0.0.1", marks=needs_ipv6),
+    ],
+)
+def test_one_port_for_two_listeners(first: str, second: str) -> None:
+    listeners = bind(host=first, port=0)
+    port = listeners[0].getsockname()[1]
+    try:
+        with pytest.raises(ConfigurationError, match=f"port {port} is wanted twice, by --port and by --grpc-port"):
+            hold_shared(second, port, listeners)
+    finally:
+        close_listeners(listeners)
+    with pytest.raises(ConfigurationError, match="by --port and by HEADWAY_MANAGEMENT_BIND"):
+        bind(host=first, port=port, also_bind=((second, port),))
+
+
+@pytest.mark.parametrize("host", [pytest.param("::1", marks=needs_ipv6), "127.0.0.2"])
+def test_one_port_of_two_addresses(host: str) -> None:
+    listeners = bind(host="127.0.0.1", port=0)
+    port = listeners[0].getsockname()[1]
+    with hold_shared(host, port, listeners) as holder:
+        assert holder.getsockname()[1] == port
+    close_listeners(listeners)
 
 
 def test_second_port_taken_closes_the_first() -> None:
