@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from app.api.examples import ERROR_RESPONSES
 from app.api.open_inference.describe import Description
+from app.api.schemas import ErrorResponse
 from app.api.tf_serving.predict import SUBJECTS
 from app.api.tf_serving.request import SIGNATURE
 from app.api.tf_serving.versions import ServingVersions
@@ -22,6 +23,9 @@ from app.registry.worker_states import merge_versions, read_worker_states
 from app.tensors import TensorSpec
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 401, 404, 503)}
+_VERB_REFUSAL: dict[int | str, dict[str, Any]] = {
+    405: {"model": ErrorResponse, "description": "The last part of the path has a colon: a verb, which takes POST"}
+}
 # https://github.com/tensorflow/serving/blob/master/tensorflow_serving/apis/get_model_status.proto
 _STATES = {
     State.UNLOADED: "START",
@@ -96,15 +100,15 @@ class ServingStatusApi:
                 for name in ("name", "version", "label")
                 if f"{{{name}}}" in subject
             ]
-            for path, endpoint, model in (
-                (f"{subject}/metadata", self.get_metadata, ServingMetadata),
-                (subject, self.get_status, ServingStatus),
+            for path, endpoint, model, more in (
+                (f"{subject}/metadata", self.get_metadata, ServingMetadata, {}),
+                (subject, self.get_status, ServingStatus, _VERB_REFUSAL),
             ):
                 router.add_api_route(
                     path,
                     endpoint,
                     response_model=model,
-                    responses=_REFUSALS,
+                    responses=_REFUSALS | more,
                     tags=tags,
                     openapi_extra={"parameters": parameters},
                 )

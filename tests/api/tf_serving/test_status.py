@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.tf_serving.predict import SUBJECTS
 from tests.running import RunningServer
 
 OK = {"error_code": "OK", "error_message": ""}
@@ -41,6 +42,15 @@ def test_status_of_a_version_that_failed(serving: httpx.Client) -> None:
     assert status["status"]["error_code"] == "UNAVAILABLE"
     assert "model.onnx" in status["status"]["error_message"]
     assert answer.json()["ready"] is False
+
+
+@pytest.mark.parametrize(
+    ("place", "subject"), zip(("", "/versions/7", "/labels/old"), SUBJECTS, strict=True), ids=SUBJECTS
+)
+def test_colon_at_the_end_is_a_verb(serving: httpx.Client, client: httpx.Client, place: str, subject: str) -> None:
+    answer = serving.get(f"/numbered{place}:predict")
+    assert (answer.status_code, answer.json()["code"], answer.headers["allow"]) == (405, "method_not_allowed", "POST")
+    assert "405" in client.get("/openapi.json").json()["paths"][subject]["get"]["responses"]
 
 
 def test_status_of_all_workers(client: httpx.Client) -> None:
