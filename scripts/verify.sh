@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 report=docs/verification/latest.txt
 mkdir -p "$(dirname "$report")"
-# What pip says of the places where this machine looks for packages is nobody's business.
-exec > >(grep --line-buffered -v "^WARNING: Location '" | tee "$report") 2>&1
+# Where this machine looks for packages and keeps temporary files is nobody's business.
+exec > >(grep --line-buffered -v -e "^WARNING: Location '" -e '^ *Configuration: ' | tee "$report") 2>&1
 
 echo "make verify, $(date -u +%Y-%m-%d), commit $(git rev-parse --short HEAD)$(git diff --quiet HEAD -- . ':!docs/verification' || echo ' with changes')"
 echo "CPU: $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2- | xargs), $(nproc) cores; $(.venv/bin/python --version)"
@@ -21,7 +21,8 @@ echo; echo "## hostile images, bodies in flight, memory over 200,000 requests"
 scripts/debian.sh gcc:cc libc6-dev:
 VENV=.venv-conversion scripts/setup.sh conversion
 VENV=.venv-tensorflow scripts/setup.sh tensorflow
-.venv/bin/pytest -q -s -m slow tests/slow tests/api tests/cli tests/nginx tests/optimize
+kserve=tests/api/open_inference/test_kserve.py
+.venv/bin/pytest -q -s -m slow tests/slow tests/api tests/cli tests/nginx tests/optimize --ignore "$kserve"
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo; echo "## images and compose.yaml"
@@ -35,6 +36,8 @@ fi
 
 echo; echo "## the OpenAPI document against a running server, by Schemathesis"
 .venv/bin/python scripts/verify_openapi.py 200
+echo; echo "## kserve's own client"
+.venv/bin/pytest -q -s -m slow "$kserve"
 echo; echo "## Triton's perf_analyzer"
 scripts/perf_analyzer.sh
 

@@ -33,6 +33,7 @@ def test_kserve_client_p18_p19_p20(spoken: RunningServer, kserve_python: str) ->
     told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
+    sys.stdout.write(f"what {_KSERVE} finds: {told.stdout}\n")
     assert (found["live"], found["ready"], found["model"], found["unknown"]) == (True, True, True, False)
     assert found["answer_False"] == found["answer_True"] == [1.5, -2.0, 3.25]
     assert "'x'" in found["error"]

@@ -45,7 +45,7 @@ def test_status_of_a_version_that_failed(serving: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "subject"), zip(("", "/versions/7", "/labels/old"), SUBJECTS, strict=True), ids=SUBJECTS
+    ("place", "subject"), list(zip(("", "/versions/7", "/labels/old"), SUBJECTS, strict=True)), ids=SUBJECTS
 )
 def test_colon_at_the_end_is_a_verb(serving: httpx.Client, client: httpx.Client, place: str, subject: str) -> None:
     answer = serving.get(f"/numbered{place}:predict")
