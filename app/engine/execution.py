@@ -9,13 +9,16 @@ from typing import Any
 
 from app.engine.call import Call, Timings
 from app.engine.lane import Work
-from app.errors import HeadwayError, InvalidContent
+from app.errors import BodyTooLarge, HeadwayError, InvalidContent
 from app.metrics import Metrics
 from app.processing.consistency import Violation
 from app.registry.batch_axis import unstack
 from app.registry.servable import Content, ContentKind, Item, Servable
 from app.runtimes.base import Cancellation
 from app.tensors import Tensors
+
+# Of one request: each is kept account of in the event loop, which all others wait for meanwhile.
+MOST_RUNS = 1024
 
 
 @dataclass(slots=True)
@@ -63,14 +66,14 @@ class Execution:
             -1 not in spec.shape[1 if spec.name in axis.names else 0 :] for spec in servable.input_specs
         )
 
-    def works(self, call: Call) -> list[Work | HeadwayError]:
+    def works(self, call: Call, most_runs: int | None = None) -> list[Work | HeadwayError]:
         """A work for each image or text, and for each `max_rows` rows of tensors; an item that is an error stays it.
 
-        Raises InvalidContent and its kin.
+        Raises InvalidContent and its kin, and BodyTooLarge for rows of more than `most_runs`.
         """
         servable = self._servable
         if not isinstance(call.inputs, Content) or call.inputs.kind == "tensor":
-            return self._rows(call.inputs, call)
+            return self._split(*self._check(call.inputs), call, most_runs)
         kind = call.inputs.kind
         if call.is_plural and servable.manifest.answer.type == "tensor":
             raise InvalidContent(
@@ -100,8 +103,8 @@ class Execution:
             self._run_together(works, ready, timings, results, cancellation)
         return results
 
-    def _rows(self, inputs: Content | Tensors, call: Call) -> list[Work | HeadwayError]:
-        """The works of rows, which were held against the policies of the inputs. Raises InvalidTensor."""
+    def _check(self, inputs: Content | Tensors) -> tuple[Tensors, tuple[Violation, ...]]:
+        """The rows as the model gets them, and what the policies of the inputs found. Raises InvalidTensor."""
         found: list[Violation] = []
         try:
             if isinstance(inputs, Content):
@@ -118,7 +121,7 @@ class Execution:
         if self._servable.sample is not None:
             # Where nothing was changed the numbers as the model gets them are nearer at hand.
             self._servable.sample.offer_rows(tensors if self._servable.consistency is None else sent)
-        return self._split(tensors, call, tuple(found))
+        return tensors, tuple(found)
 
     def _prepare(self, piece: Piece) -> Tensors:
         if piece.kind is None:
@@ -180,12 +183,19 @@ class Execution:
             return [self._servable.run(tensors, outputs, cancellation)]
         return unstack(self._servable.run(axis.stack(inputs), outputs, cancellation), counts)
 
-    def _split(self, tensors: Tensors, call: Call, found: tuple[Violation, ...]) -> list[Work | HeadwayError]:
+    def _split(
+        self, tensors: Tensors, found: tuple[Violation, ...], call: Call, most_runs: int | None
+    ) -> list[Work | HeadwayError]:
         axis = self._servable.batch_axis
         rows = axis.count(tensors) if axis is not None else 1
         signature = self._signature(tensors, call.outputs)
         if axis is None or rows <= self.max_rows:
             return [Work(Piece(None, tensors, call.outputs, call.top_k, found), rows, signature)]
+        if most_runs is not None and rows > self.max_rows * most_runs:
+            raise BodyTooLarge(
+                f"input {axis.names[0]!r} has {rows:,} rows; send at most {self.max_rows * most_runs:,}, which are "
+                f"{most_runs:,} runs of batch.max_size of {self._servable.name}"
+            )
         parts = [axis.take(tensors, first, first + self.max_rows) for first in range(0, rows, self.max_rows)]
         return [
             Work(Piece(None, part, call.outputs, call.top_k, () if number else found), axis.count(part), signature)

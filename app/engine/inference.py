@@ -10,7 +10,7 @@ from functools import partial
 from app.engine.batcher import Batcher, give_up
 from app.engine.call import Answer, Call, Timings
 from app.engine.composition import Composer, run_now
-from app.engine.execution import Execution, Part
+from app.engine.execution import MOST_RUNS, Execution, Part
 from app.engine.lane import Priority, Work
 from app.engine.shadow import Shadow
 from app.errors import HeadwayError, ImageTooLarge, InvalidContent, InvalidImage
@@ -77,7 +77,7 @@ class Inference:
         servable = resolved.servable
         execution = self._execution(servable)
         started = time.perf_counter()
-        works = execution.works(call)
+        works = execution.works(call, MOST_RUNS)
         prepared = time.perf_counter()
         results = await self._run(execution, works, call, is_admitted=is_admitted)
         answer = _assemble(call, resolved, results)

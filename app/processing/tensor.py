@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from app.errors import InvalidTensor
 from app.tensors import NUMPY_DTYPES, Array, Tensors, TensorSpec, describe_shape, object_array, shape_matches
 
-# The product of a shape's sizes but for those that are 0: four times a photo of 1024 × 1024.
-_MOST_OF_NOTHING = 2**24
+# The product of a shape's sizes but for those that are 0: of no rows, four times a photo of 1024 × 1024; of rows that
+# are empty themselves, what is worth an answer.
+_MOST_OF_NO_ROWS = 2**24
+_MOST_EMPTY_ROWS = 2**16
 
 
 class TensorProcessing(BaseModel):
@@ -104,8 +106,10 @@ def array_from_json(values: Any, spec: TensorSpec, *, takes_not_finite: bool = F
 def reshape(array: Array, spec: TensorSpec) -> Array:
     """Raises InvalidTensor where there is no such shape: one size 0, the others astronomical. What a model makes of
     those, as the sum of no rows, may have values."""
-    if not array.size and math.prod(size for size in spec.shape if size) > _MOST_OF_NOTHING:
-        raise InvalidTensor(f"input {spec.name!r} has an impossible shape: {list(spec.shape)}")
+    if not array.size:
+        most = _MOST_OF_NO_ROWS if spec.shape[:1] == (0,) else _MOST_EMPTY_ROWS
+        if math.prod(size for size in spec.shape if size) > most:
+            raise InvalidTensor(f"input {spec.name!r} has an impossible shape: {list(spec.shape)}")
     try:
         return array.reshape(spec.shape)
     except ValueError as exc:

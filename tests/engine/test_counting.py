@@ -184,7 +184,7 @@ def _filled_input() -> dict[str, Any]:
 def test_of_many_rows_some_are_counted_from_all_over(tmp_path: Path, database: Database) -> None:
     root, rows = tmp_path / "models", np.random.default_rng(5).dirichlet([1, 2, 3], 3 * ROWS_A_SECOND)
     rows = rows[np.argsort(rows[:, 0])]
-    write_model(root, "scores")
+    write_model(root, "scores", batch={"axis": 0, "max_size": 8})
     _publish(root, "scores", _save_rows(tmp_path / "rows.npy", rows))
     served = Served(root, "scores", database)
     served.ask([{"x": rows.astype(np.float32)}, {"x": rows.astype(np.float32)}])  # type: ignore[list-item]

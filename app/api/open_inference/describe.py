@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import app
+from app.engine.execution import MOST_RUNS
 from app.errors import ModelFailed, ModelNotReady, ModelQuarantined
 from app.registry.batch_axis import BatchAxis
 from app.registry.lifecycle import Registry
@@ -48,13 +49,10 @@ class Described:
 
     @property
     def max_batch_size(self) -> int:
-        """The most rows that a request should have; 0 where they are not rows.
-
-        The engine cuts a request into runs of `batch.max_size`, so this is not the size of a run but what may wait.
-        """
+        """The most rows that a request may have, which the engine cuts into runs; 0 where they are not rows."""
         if not self.is_batched or self.axis is None:
             return 0
-        return self.manifest.limits.queue * (1 if self.axis.is_one else self.manifest.batch.max_size)
+        return MOST_RUNS * (1 if self.axis.is_one else self.manifest.batch.max_size)
 
     def metadata(self) -> dict[str, Any]:
         """Shapes with the rows as -1 where there are any, also where the file takes one row at a time."""

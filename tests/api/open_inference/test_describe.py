@@ -59,10 +59,10 @@ def test_a_version_or_an_alias_in_the_path(v2: httpx.Client, tag: str) -> None:
 @pytest.mark.parametrize(
     ("model", "inputs", "outputs", "max_batch_size"),
     [
-        ("one_row", {"x": [-1, 3]}, {"total": [-1, 1]}, 64),  # the file takes one row; callers send any number
-        ("colour", {"image": [-1, 4, 4, 3]}, {"scores": [-1, 3]}, 64),
-        ("same", {"text": [-1]}, {"copy": [-1]}, 64),
-        ("scores", {"x": [-1, 3]}, {"scores": [-1, 3]}, 8 * 64),
+        ("one_row", {"x": [-1, 3]}, {"total": [-1, 1]}, 1024),  # the file takes one row; callers send any number
+        ("colour", {"image": [-1, 4, 4, 3]}, {"scores": [-1, 3]}, 1024),
+        ("same", {"text": [-1]}, {"copy": [-1]}, 1024),
+        ("scores", {"x": [-1, 3]}, {"scores": [-1, 3]}, 8 * 1024),
         ("transpose", {"x": [2, 3]}, {"turned": [3, 2]}, 0),
         ("double", {"x": []}, {"twice": []}, 0),
         ("scaled", {"x": [-1, 2], "by": []}, {"product": [-1, 2]}, 0),  # one input has no rows
@@ -103,7 +103,7 @@ def test_max_batch_size_is_taken_in_one_request_p23(v2: httpx.Client) -> None:
 
 def test_what_is_loaded_on_demand_is_described_without_loading_it(v2: httpx.Client) -> None:
     assert v2.get("/v2/models/lazy").json()["inputs"][0]["shape"] == [-1, 3]
-    assert v2.get("/v2/models/lazy/config").json()["max_batch_size"] == 64
+    assert v2.get("/v2/models/lazy/config").json()["max_batch_size"] == 1024
     assert v2.get("/v2/models/lazy/ready").json() == {"name": "lazy", "ready": True}
     assert v2.get("/v2/models/lazy/stats").status_code == 200
     (version,) = v2.get("/models/lazy").json()["versions"]

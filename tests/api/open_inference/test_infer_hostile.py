@@ -264,3 +264,27 @@ def test_a_barrage_leaves_the_server_as_it_was(odd_server: RunningServer, odd: h
     assert read_answer(infer(odd, with_x()))[1]["y"].tolist() == [[1, 2]]
     assert odd_server.worker_pids() == [worker]
     assert rss_bytes(worker) < before + 200_000_000
+
+
+@pytest.mark.parametrize("rows", [1025, 2**16, 2**24])
+def test_rows_without_bytes_are_refused_before_they_are_runs(
+    odd: httpx.Client, odd_server: RunningServer, rows: int
+) -> None:
+    """The model takes any number of columns, so also none, and a row of them costs its caller nothing."""
+    (pid,) = odd_server.worker_pids()
+    before = rss_bytes(pid)
+    answer = odd.post("/v2/models/unnamed/infer", json={"inputs": [X | {"shape": [rows, 0], "data": []}]})
+    assert answer.status_code == (413 if rows <= 2**16 else 400), answer.text
+    assert "input 'x' has" in answer.json()["error"]
+    assert rss_bytes(pid) - before < _SPARE_BYTES
+    assert odd_server.worker_pids() == [pid]
+
+
+def test_small_gzip_of_many_rows_is_refused(odd: httpx.Client) -> None:
+    body = zlib.compress(
+        json.dumps({"inputs": [X | {"shape": [100_000, 2], "data": [0] * 200_000}]}).encode(), wbits=31
+    )
+    assert len(body) < 2_000
+    answer = infer(odd, body, **{"content-encoding": "gzip"})
+    assert answer.status_code == 413
+    assert "has 100,000 rows; send at most 1,024, which are 1,024 runs" in answer.json()["error"]
