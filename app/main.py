@@ -21,7 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 import app as package
-from app.api.admin import ManagementListener
+from app.api.admin import AdminToken, ManagementListener, RepositoryCalls
 from app.api.application import Application
 from app.api.body import BodyReader
 from app.api.body_clock import BodyClock
@@ -157,13 +157,14 @@ def create_app(
     description = Description(registry, run_dir)
     statistics = Statistics(metrics, registry)
     repository = Repository(registry, wishes, run_dir, workers=workers)
+    repository_calls = _open_repository_calls(settings)
     serving_versions = ServingVersions(registry)
     apis = (
         predict,
         InferApi(reception, prediction_ids, settings.max_items),
         ServingPredictApi(reception, serving_versions, prediction_ids, settings.max_items),
         ServingStatusApi(registry, serving_versions, description, run_dir),
-        ProtocolApi(readiness, description, statistics, repository, bodies),
+        ProtocolApi(readiness, description, statistics, repository, repository_calls, bodies),
         manage,
         feedback,
         QualityApi(production.quality_reports, registry),
@@ -176,7 +177,7 @@ def create_app(
     for api in apis:
         api.add_routes(application.router)
     recorder = Recorder(metrics, production.tallies, access_log, settings.access_log_sample, bodies.release)
-    keys = KeyRing([key.get_secret_value() for key in settings.api_keys])
+    keys = KeyRing([key.get_secret_value() for key in settings.api_keys], repository_calls.token)
     _add_middleware(application, settings, keys, recorder, management)
     if grpc_address is not None:
         # gRPC has threads, which no fork keeps: it is imported in the worker.
@@ -195,6 +196,7 @@ def create_app(
                 description=description,
                 statistics=statistics,
                 repository=repository,
+                repository_calls=repository_calls,
             ),
         )
     return application
@@ -258,13 +260,24 @@ def worker_app(context: WorkerContext) -> ASGIApp:
 def _open_management(settings: Settings, context: WorkerContext) -> ManagementListener | None:
     if not context.also_bound:
         return None
+    # The listener is there: what cannot be known must not be guessed either.
+    return ManagementListener(context.also_bound[0], _read_admin_token(settings) or AdminToken(secrets.token_hex()))
+
+
+def _open_repository_calls(settings: Settings) -> RepositoryCalls:
+    if not settings.repository_calls:
+        return RepositoryCalls()
+    return RepositoryCalls(are_open=True, token=_read_admin_token(settings))
+
+
+def _read_admin_token(settings: Settings) -> AdminToken | None:
+    """None where none is set. Where it cannot be read, one that nobody has."""
     try:
         token = settings.read_admin_token()
     except ValueError as exc:
         logger.error("%s; the management API refuses everybody", exc)
-        token = None
-    # The listener is there: what cannot be known must not be guessed either.
-    return ManagementListener(context.also_bound[0], token or secrets.token_hex())
+        token = secrets.token_hex()
+    return AdminToken(token) if token is not None else None
 
 
 def _retire(model: str) -> None:
@@ -280,6 +293,8 @@ def _application_from_environment() -> ASGIApp:
     prepare_process()
     if settings.admin_token is not None or settings.admin_token_file is not None:
         logger.warning("the management API is closed: it has a listener of its own, which `headway serve` opens")
+    if settings.open_calls_warning is not None:
+        logger.warning(settings.open_calls_warning)
     if settings.grpc_port is not None:
         logger.warning("HEADWAY_GRPC_PORT is closed: `headway serve` opens it")
     sizing = choose_sizing(cpu_allowance(settings.cpus), workers=1, threads=settings.threads)

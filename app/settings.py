@@ -44,6 +44,11 @@ class Settings(BaseSettings):
     )
     admin_token: SecretStr | None = Field(None, description="Token that opens the management API; closed if unset.")
     admin_token_file: Path | None = Field(None, description="File that holds the admin token, instead.")
+    repository_calls: bool = Field(
+        False,
+        description="Load and unload of the Open Inference Protocol on the public ports too, HTTP and gRPC: with the "
+        "admin token where one is set; without one for everybody who reaches them.",
+    )
     max_upload_bytes: int = Field(
         5_000_000_000, ge=1024, description="Largest version that the management API takes, unpacked."
     )
@@ -133,6 +138,14 @@ class Settings(BaseSettings):
         if self.admin_token is not None and self.admin_token_file is not None:
             raise ValueError("set HEADWAY_ADMIN_TOKEN or HEADWAY_ADMIN_TOKEN_FILE, not both")
         return self
+
+    @property
+    def open_calls_warning(self) -> str | None:
+        """For the log of the start, where whoever comes may change what is served."""
+        if not self.repository_calls or self.admin_token is not None or self.admin_token_file is not None:
+            return None
+        who = "whoever has an API key" if self.api_keys else "everybody who reaches the server"
+        return f"HEADWAY_REPOSITORY_CALLS lets {who} load and unload models; set HEADWAY_ADMIN_TOKEN to ask for a token"
 
     @property
     def management_address(self) -> tuple[str, int]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.admin import ManagementListener
+from app.api.admin import ADMIN_KEY_ID, AdminToken, ManagementListener
 from app.api.context import READ_KEY, SCOPE_KEY, RequestContext, new_context
 from app.api.framework_errors import FRAMEWORK_ERRORS, translate
 from app.errors import ClientClosed, HeadwayError, Internal, Unauthorized, error_headers, render
@@ -19,14 +19,16 @@ logger = logging.getLogger(__name__)
 # Open without a key: probes, scrapes, the page and the documentation. Everything else needs one where keys are set.
 OPEN_PATHS = frozenset({"/", "/docs", "/redoc", "/openapi.json", "/metrics"})
 OPEN_PREFIXES = ("/health/", "/v2/health/", "/ui/")
-# In the access log, of what came with the admin token.
-ADMIN_KEY_ID = "admin"
 
 
 class KeyRing:
-    """The API keys, compared in constant time. `identify` returns a short id of the key for logs."""
+    """The API keys, compared in constant time. `identify` returns a short id of the key for logs.
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    An `admin` token that is given here opens what a key opens.
+    """
+
+    def __init__(self, keys: Sequence[str], admin: AdminToken | None = None) -> None:
+        self._admin = admin
         self._keys = tuple((key.encode(), hashlib.sha256(key.encode()).hexdigest()[:8]) for key in keys)
 
     def __bool__(self) -> bool:
@@ -44,6 +46,8 @@ class KeyRing:
         for key, key_id in self._keys:  # all of them: stopping early would tell which was close
             if hmac.compare_digest(key, given):
                 found = key_id
+        if found is None and self._admin is not None and self._admin.is_in(headers):
+            return ADMIN_KEY_ID
         if found is None:
             raise Unauthorized("send a valid key as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
         return found

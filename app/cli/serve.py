@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _BASE_BYTES = 120_000_000
 # Of it no page is shared: gRPC is imported after the fork.
 _GRPC_BYTES = 20_000_000
+
+logger = logging.getLogger(__name__)
 
 
 def serve(
@@ -77,6 +80,8 @@ def serve(
         worker_bytes=_worker_bytes(settings),
         memory_bytes=memory_limit_bytes(),
     )
+    if settings.open_calls_warning is not None:
+        logger.warning(settings.open_calls_warning)
     _hand_down(settings, sizing)
     raise typer.Exit(_run(settings, sizing))
 

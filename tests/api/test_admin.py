@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from app.api.admin import ManagementListener, UploadRoute
+from app.api.admin import AdminToken, ManagementListener, UploadRoute
 from app.errors import BodyTimeout, RouteNotFound, Unauthorized
 
 
@@ -30,11 +30,11 @@ def scope(server: tuple[str, int | None] | None, path: str = "/models", **header
     ],
 )
 def test_owns(bound: tuple[str, int], server: tuple[str, int | None] | None, expected: bool) -> None:
-    assert ManagementListener(bound, "t").owns(scope(server)) is expected
+    assert ManagementListener(bound, AdminToken("t")).owns(scope(server)) is expected
 
 
 def test_admit() -> None:
-    listener = ManagementListener(("127.0.0.1", 8001), "tökén")
+    listener = ManagementListener(("127.0.0.1", 8001), AdminToken("tökén"))
     for path in ("/health/live", "/metrics"):
         listener.admit(scope(None, path))
     listener.admit(scope(None, authorization="Bearer tökén"))

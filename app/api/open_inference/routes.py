@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from app.api.admin import RepositoryCalls
 from app.api.body import BodyReader
 from app.api.context import context_of
 from app.api.open_inference import schemas
@@ -21,7 +22,7 @@ from app.api.openapi import path_parameters, schema_of
 from app.api.problems import explain_invalid
 from app.api.schemas import ErrorResponse
 from app.engine.readiness import Readiness
-from app.errors import Forbidden, HeadwayError, InvalidContent
+from app.errors import HeadwayError, InvalidContent
 from app.registry.versions import ModelRef
 
 _Body = TypeVar("_Body", bound=BaseModel)
@@ -30,7 +31,8 @@ _MODEL, _VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
 _MISSING = (400, 404, 503)
 _CHANGE_ERRORS = {
     400: "A body or a parameter that is not taken here",
-    403: "This is the public listener",
+    401: "No admin token",
+    403: "This is the public listener, and HEADWAY_REPOSITORY_CALLS is not set",
     404: "No such model",
     409: "The release says that the model stays loaded",
     503: "It cannot be loaded; the error says why",
@@ -52,7 +54,7 @@ class ChangeRequest(BaseModel):
 
 
 class ProtocolApi:
-    """Load and unload are for the management listener."""
+    """Load and unload are for those whom `calls` lets in."""
 
     def __init__(
         self,
@@ -60,12 +62,14 @@ class ProtocolApi:
         description: Description,
         statistics: Statistics,
         repository: Repository,
+        calls: RepositoryCalls,
         bodies: BodyReader,
     ) -> None:
         self._readiness = readiness
         self._description = description
         self._statistics = statistics
         self._repository = repository
+        self._calls = calls
         self._bodies = bodies
 
     def add_routes(self, router: APIRouter) -> None:
@@ -192,11 +196,7 @@ class ProtocolApi:
         return Response(status_code=200)
 
     async def _admit(self, request: Request) -> dict[str, Any]:
-        if not context_of(request.scope).is_management:
-            raise Forbidden(
-                "models are loaded and unloaded on the management listener (HEADWAY_MANAGEMENT_BIND) with the admin "
-                "token; point this client there"
-            )
+        self._calls.admit(context_of(request.scope))
         return (await self._read(request, ChangeRequest)).parameters or {}
 
     async def _read(self, request: Request, kind: type[_Body]) -> _Body:

@@ -7,6 +7,7 @@ from typing import Any
 
 from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]
 
+from app.api.admin import RepositoryCalls
 from app.api.open_inference.describe import Description
 from app.api.open_inference.repository import Repository
 from app.api.open_inference.statistics import Statistics
@@ -14,19 +15,25 @@ from app.api.open_inference_grpc.calls import Incoming
 from app.api.open_inference_grpc.health import GrpcHealth
 from app.api.open_inference_grpc.infer import read_ref
 from app.api.open_inference_grpc.stubs import open_inference_pb2 as messages
-from app.errors import Forbidden, Unavailable
+from app.errors import Unavailable
 
 
 class GrpcDescription:
-    """Load and unload are for the management listener, which is HTTP."""
+    """Load and unload are for those whom `calls` lets in."""
 
     def __init__(
-        self, health: GrpcHealth, description: Description, statistics: Statistics, repository: Repository
+        self,
+        health: GrpcHealth,
+        description: Description,
+        statistics: Statistics,
+        repository: Repository,
+        calls: RepositoryCalls,
     ) -> None:
         self._health = health
         self._description = description
         self._statistics = statistics
         self._repository = repository
+        self._calls = calls
 
     async def live(self, _: Incoming) -> bytes:
         return _write(messages.ServerLiveResponse(live=True))
@@ -75,12 +82,26 @@ class GrpcDescription:
         found = await asyncio.to_thread(self._repository.index, only_ready=request.ready)
         return _write(_message(messages.RepositoryIndexResponse(), {"models": found}))
 
-    async def change(self, _: Incoming) -> bytes:
-        """Load and unload."""
-        raise Forbidden(
-            "models are loaded and unloaded over HTTP, on the management listener (HEADWAY_MANAGEMENT_BIND) with the "
-            "admin token"
-        )
+    async def load(self, incoming: Incoming) -> bytes:
+        self._calls.admit(incoming.context)
+        request = messages.RepositoryModelLoadRequest.FromString(incoming.message)
+        await self._repository.load(request.model_name, _read_parameters(request))
+        return _write(messages.RepositoryModelLoadResponse())
+
+    async def unload(self, incoming: Incoming) -> bytes:
+        self._calls.admit(incoming.context)
+        request = messages.RepositoryModelUnloadRequest.FromString(incoming.message)
+        await self._repository.unload(request.model_name, _read_parameters(request))
+        return _write(messages.RepositoryModelUnloadResponse())
+
+
+def _read_parameters(request: Any) -> dict[str, Any]:
+    """Of load and unload; one without a value is None."""
+    found = {}
+    for name, parameter in request.parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        found[name] = getattr(parameter, choice) if choice is not None else None
+    return found
 
 
 def _message(message: Any, content: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 
+from app.api.admin import RepositoryCalls
 from app.api.body import BodyReader
 from app.api.context import RequestContext
 from app.api.middleware import KeyRing
@@ -116,6 +117,7 @@ def build_server(
     description: Description,
     statistics: Statistics,
     repository: Repository,
+    repository_calls: RepositoryCalls,
 ) -> GrpcServer:
     """Of the parts that HTTP is answered by."""
     calls = Calls(keys, bodies, record)
@@ -125,7 +127,7 @@ def build_server(
         calls,
         GrpcInfer(reception, prediction_ids, max_items),
         health,
-        GrpcDescription(health, description, statistics, repository),
+        GrpcDescription(health, description, statistics, repository, repository_calls),
     )
 
 
@@ -161,8 +163,8 @@ def _handlers(
         "ModelConfig": description.config,
         "ModelStatistics": description.statistics,
         "RepositoryIndex": description.index,
-        "RepositoryModelLoad": description.change,
-        "RepositoryModelUnload": description.change,
+        "RepositoryModelLoad": description.load,
+        "RepositoryModelUnload": description.unload,
     }
     methods = {name: calls.unary(f"/{INFERENCE}/{name}", answer, is_open=True) for name, answer in probes.items()}
     methods |= {name: calls.unary(f"/{INFERENCE}/{name}", answer) for name, answer in answerers.items()}
