@@ -16,6 +16,7 @@ from app.tensors import NUMPY_DTYPES, Array, Tensors, TensorSpec, describe_shape
 # are empty themselves, what is worth an answer.
 _MOST_OF_NO_ROWS = 2**24
 _MOST_EMPTY_ROWS = 2**16
+_MOST_STRINGS = 2**18
 
 
 class TensorProcessing(BaseModel):
@@ -152,8 +153,15 @@ def _array(values: Any, spec: TensorSpec, takes_not_finite: bool) -> Array:
     return array
 
 
+def check_count_of_strings(count: int, spec: TensorSpec) -> None:
+    """Raises InvalidTensor for more than others can wait for: each string is an object, made in the event loop."""
+    if count > _MOST_STRINGS:
+        raise InvalidTensor(f"input {spec.name!r} has {count:,} strings; send at most {_MOST_STRINGS:,}")
+
+
 def _strings(values: Any, spec: TensorSpec) -> Array:
     array = np.asarray(values, dtype=object)
+    check_count_of_strings(array.size, spec)
     texts = array.reshape(-1).tolist()
     if not all(isinstance(text, str | bytes) for text in texts):
         raise InvalidTensor(f"input {spec.name!r} takes strings (all lists of one length)")

@@ -12,7 +12,7 @@ import struct
 import numpy as np
 
 from app.errors import InvalidTensor
-from app.processing.tensor import reshape
+from app.processing.tensor import check_count_of_strings, reshape
 from app.tensors import NUMPY_DTYPES, Array, TensorSpec, object_array
 
 _LENGTH = struct.Struct("<I")
@@ -64,6 +64,7 @@ def _strings(data: memoryview, spec: TensorSpec) -> Array:
             f"input {spec.name!r} has {len(data):,} bytes, too few for the lengths of the {count:,} elements of its "
             f"shape {list(spec.shape)}"
         )
+    check_count_of_strings(count, spec)
     found: list[bytes] = []
     offset = 0
     for _ in range(count):

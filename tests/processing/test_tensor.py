@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from app.errors import InvalidTensor
-from app.processing.tensor import check_tensors, tensors_from_bytes, tensors_from_json, tensors_to_json
+from app.processing.tensor import array_from_json, check_tensors, tensors_from_bytes, tensors_from_json, tensors_to_json
 from app.tensors import DATATYPES, NUMPY_DTYPES, Array, TensorSpec, object_array
 
 
@@ -294,3 +294,10 @@ def test_whole_numbers_on_both_sides_of_2_to_the_63_stay_exact(values: Any) -> N
     assert _read(values, "UINT64", shape).tolist() == values
     with pytest.raises(InvalidTensor):
         _read(values, "INT64", shape)
+
+
+def test_strings_are_so_many_at_most() -> None:
+    spec = TensorSpec("text", "BYTES", (2**18 + 1,))
+    with pytest.raises(InvalidTensor, match="input 'text' has 262,145 strings; send at most 262,144"):
+        array_from_json([""] * (2**18 + 1), spec)
+    assert array_from_json([""] * 4, TensorSpec("text", "BYTES", (2, 2))).tolist() == [[b"", b""], [b"", b""]]

@@ -80,6 +80,7 @@ def test_any_bytes_are_an_array_or_refused(data: bytes, datatype: str, sizes: li
         (b"", "FP32", (10**12,), "is 4,000,000,000,000"),
         (b"\0\2", "BOOL", (2,), "each byte is 0 or 1"),
         (b"", "BYTES", (10**12,), "too few for the lengths"),
+        (bytes(4 * 262_145), "BYTES", (262_145,), "has 262,145 strings; send at most 262,144"),
         (b"\4\0\0\0abc\0", "BYTES", (2,), "ends after 1 of 2"),
         (b"\xff\xff\xff\xffabc", "BYTES", (1,), "element 0 is longer than the bytes that are left"),
         (b"\1\0\0\0ab", "BYTES", (1,), "has 1 bytes after its last element"),
