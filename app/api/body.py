@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from app.api.body_clock import BodyClock
-from app.api.compression import decompress
+from app.api.compression import decompress, read_encoding
 from app.api.context import READ_KEY, RequestContext, context_of
-from app.errors import BodyTooLarge, ClientClosed, OutOfBodyMemory, UnsupportedMediaType
+from app.errors import BodyTooLarge, ClientClosed, OutOfBodyMemory
 
 
 class BodyReader:
@@ -31,9 +31,8 @@ class BodyReader:
         compressed body that is damaged).
         """
         context = context_of(request.scope)
-        encoding = context.headers.get(b"content-encoding", b"identity").lower()
-        if encoding != b"identity" and not takes_compressed:
-            raise UnsupportedMediaType("compressed bodies are not taken here; send the body without Content-Encoding")
+        header = context.headers.get(b"content-encoding")
+        encoding = read_encoding(header, takes_compressed=takes_compressed) if header is not None else None
         announced = context.headers.get(b"content-length", b"")
         if announced.isdigit() and int(announced) > self._max_bytes:
             raise self._too_large()
@@ -43,9 +42,9 @@ class BodyReader:
             with self._clock.watch(context):
                 chunks = await self._read_chunks(request.receive, context)
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        if encoding == b"identity":
+        if encoding is None:
             return body
-        unpacked = await asyncio.to_thread(decompress, body, encoding.decode("latin-1"), self._max_bytes)
+        unpacked = await asyncio.to_thread(decompress, body, encoding, self._max_bytes)
         self.hold(context, max(0, len(unpacked) - len(body)))
         return unpacked
 

@@ -9,6 +9,7 @@ from app.errors import BodyTooLarge, InvalidContent, UnsupportedMediaType
 
 # zlib's window bits: RFC 1952's gzip, and RFC 1950's zlib, which HTTP calls deflate.
 _WINDOWS = {"gzip": 31, "deflate": 15}
+_ALIASES = {"x-gzip": "gzip"}
 _LEVEL = 1
 # Less is not worth the time.
 _LEAST_BYTES = 1024
@@ -16,13 +17,25 @@ _LEAST_BYTES = 1024
 _MOST_HERE_BYTES = 50_000
 
 
+def read_encoding(header: bytes, *, takes_compressed: bool) -> str | None:
+    """What a Content-Encoding names but for identity, None where that is nothing (RFC 9110, 8.4).
+
+    Raises UnsupportedMediaType for what is not taken, and for more than one.
+    """
+    names = [name.strip() for name in header.decode("latin-1").lower().split(",")]
+    found = [_ALIASES.get(name, name) for name in names if name not in ("", "identity")]
+    if found and not takes_compressed:
+        raise UnsupportedMediaType("compressed bodies are not taken here; send the body without Content-Encoding")
+    if len(found) > 1 or (found and found[0] not in _WINDOWS):
+        named = ", ".join(names)
+        raise UnsupportedMediaType(f"Content-Encoding {named!r} is not taken; send gzip, deflate or identity")
+    return found[0] if found else None
+
+
 def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Raises UnsupportedMediaType for another encoding, InvalidContent for a damaged body, BodyTooLarge where it would
-    be larger than `max_bytes`; it is never more in memory."""
-    window = _WINDOWS.get(encoding)
-    if window is None:
-        raise UnsupportedMediaType(f"Content-Encoding {encoding!r} is not taken; send gzip, deflate or identity")
-    inflater = zlib.decompressobj(window)
+    """Of what `read_encoding` found. Raises InvalidContent for a damaged body, BodyTooLarge where it would be larger
+    than `max_bytes`; it is never more in memory."""
+    inflater = zlib.decompressobj(_WINDOWS[encoding])
     try:
         found = inflater.decompress(body, max_bytes + 1)
     except zlib.error as exc:

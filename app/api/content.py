@@ -14,6 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app.api.context import context_of
+from app.api.flags import check_flags, may_hold_flags
 from app.api.problems import explain_invalid
 from app.api.schemas import DEFAULT_TOP_K, PredictRequest
 from app.errors import (
@@ -145,6 +146,10 @@ def _from_json(body: bytes) -> PredictContent:
         wire = _request_adapter.validate_json(body)
     except ValidationError as exc:
         raise MalformedRequest(explain_invalid(exc, PredictRequest.model_fields, '{"image": "<base64>"}')) from exc
+    if wire.inputs is not None and may_hold_flags(body):
+        by_name = wire.inputs if isinstance(wire.inputs, dict) else {None: wire.inputs}
+        for name, values in by_name.items():
+            check_flags("inputs" if name is None else f"input {name!r}", values)
     return PredictContent(
         image=decode_base64(wire.image) if wire.image is not None else None,
         images=[_decode_or_error(text) for text in wire.images] if wire.images is not None else None,

@@ -60,6 +60,7 @@ CASES: dict[str, tuple[Any, int, str, str]] = {
     "text for numbers": ({"inputs": [["a"] * 64]}, 400, "bad_tensor", "FP32"),
     "null for a number": ({"inputs": [[None] * 64]}, 400, "bad_tensor", "null"),
     "true for a number": ({"inputs": [[True] * 64]}, 400, "bad_tensor", "bool"),
+    "true among numbers": ({"inputs": {"pixels": [[True, *ROW[1:]]]}}, 400, "bad_tensor", "input 'pixels' has true or"),
     "too large for FP32": ({"inputs": [[1e39] * 64]}, 400, "bad_tensor", "too large"),
     "unknown input": ({"inputs": {"pixel": [ROW]}}, 400, "bad_tensor", "'pixels' is missing"),
     "unknown model": ({"inputs": [ROW], "model": "resnet"}, 404, "model_not_found", "digits"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.compression import choose_encoding, compress, decompress
+from app.api.compression import choose_encoding, compress, decompress, read_encoding
 from app.errors import BodyTooLarge, InvalidContent, UnsupportedMediaType
 
 
@@ -32,9 +32,30 @@ def test_damaged_body_is_refused(damage: object) -> None:
         decompress(damage(gzip.compress(b"body")), "gzip", 1000)
 
 
-def test_other_encodings_are_refused() -> None:
-    with pytest.raises(UnsupportedMediaType, match="'br' is not taken; send gzip, deflate or identity"):
-        decompress(b"", "br", 1000)
+@pytest.mark.parametrize("header", ["br", "gzip, br", "gzip, gzip", "gzip, deflate", "br, identity", "gzip;q=1"])
+def test_other_encodings_are_refused(header: str) -> None:
+    with pytest.raises(UnsupportedMediaType, match=f"'{header}' is not taken; send gzip, deflate or identity"):
+        read_encoding(header.encode(), takes_compressed=True)
+
+
+@pytest.mark.parametrize(
+    ("header", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("X-GZIP", "gzip"),
+        (" deflate ", "deflate"),
+        ("identity, gzip", "gzip"),
+        ("gzip ,identity,", "gzip"),
+        ("identity", None),
+        ("identity, identity", None),
+        ("", None),
+    ],
+)
+def test_encodings_that_are_taken(header: str, encoding: str | None) -> None:
+    assert read_encoding(header.encode(), takes_compressed=True) == encoding
+    if encoding is not None:
+        with pytest.raises(UnsupportedMediaType, match="not taken here"):
+            read_encoding(header.encode(), takes_compressed=False)
 
 
 @pytest.mark.parametrize(

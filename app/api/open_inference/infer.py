@@ -50,7 +50,7 @@ class InferApi:
         """JSON, or JSON and binary tensors, as Inference-Header-Content-Length says."""
         arrival, body = await self._reception.receive(request, PROTOCOL, _peek, takes_compressed=True)
         headers = arrival.context.headers
-        content = read_request(body, headers.get(LENGTH_HEADER))
+        content = read_request(body, _read_length(request) if LENGTH_HEADER in headers else None)
         arrival.shorten(content.timeout_ms)
         arrival.routing_key = content.routing_key or arrival.routing_key
         resolved = await self._reception.resolve(_ref_of(request), "tensor", arrival)
@@ -71,6 +71,14 @@ def _ref_of(request: Request) -> ModelRef:
         return ModelRef.parse(f"{name}@{version}" if version is not None else name)
     except ValueError as exc:
         raise InvalidContent(f"the path names no model: {exc}") from exc
+
+
+def _read_length(request: Request) -> bytes:
+    """Raises InvalidContent where the header is sent twice and does not say the same."""
+    found: set[bytes] = {value.strip(b" \t") for name, value in request.scope["headers"] if name == LENGTH_HEADER}
+    if len(found) > 1:
+        raise InvalidContent("Inference-Header-Content-Length is sent twice, with different values; send it once")
+    return found.pop()
 
 
 def _peek(request: Request, _: bytes) -> tuple[ModelRef | None, ContentKind]:

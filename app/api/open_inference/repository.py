@@ -21,7 +21,8 @@ from app.registry.worker_states import WorkerState, describe_model, merge_versio
 _POLL_SECONDS = 0.05
 # Clients give an answer 60 s as a rule.
 _LONGEST_WAIT_SECONDS = 55.0
-_STATES = {State.READY: "READY", State.LOADING: "LOADING"}
+# Requests may be sent for what is loaded on demand.
+_STATES = {State.READY: "READY", State.UNLOADED: "READY", State.LOADING: "LOADING"}
 _REASONS = {State.UNLOADED: "loaded at its first request", State.LOADING: ""}
 
 
@@ -145,5 +146,6 @@ def _describe_versions(name: str, model: ModelStatus, merged: dict[str, dict[str
     for version in sorted(entries, key=Version.parse):
         state = State(entries[version]["state"])
         reason = entries[version]["error"] or ("unloaded" if model.is_unloaded else _REASONS.get(state, ""))
-        found.append({"name": name, "version": version, "state": _STATES.get(state, "UNAVAILABLE"), "reason": reason})
+        told = "UNAVAILABLE" if state is State.UNLOADED and model.is_unloaded else _STATES.get(state, "UNAVAILABLE")
+        found.append({"name": name, "version": version, "state": told, "reason": reason})
     return found

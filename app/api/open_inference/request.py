@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from app.api.content import decode_base64
+from app.api.flags import check_flags, may_hold_flags
 from app.api.problems import explain_invalid
 from app.errors import BodyTooLarge, InvalidContent, InvalidImage, InvalidTensor
 from app.processing.tensor import array_from_json, tensors_from_bytes
@@ -17,6 +18,8 @@ from app.registry.servable import Content, Servable
 from app.tensors import DATATYPES, Array, Tensors, TensorSpec
 
 LENGTH_HEADER = b"inference-header-content-length"
+# The parameter of a tensor that is elsewhere.
+SHARED_MEMORY = "shared_memory_region"
 _EXAMPLE = '{"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}'
 Parameter = bool | int | float | str
 # Whole numbers as JSON has them: no bool, no text, no 1.0.
@@ -142,6 +145,9 @@ def read_request(body: bytes, header_length: bytes | None) -> InferContent:
     except ValidationError as exc:
         raise InvalidContent(explain_invalid(exc, InferRequest.model_fields, _EXAMPLE)) from exc
     content = InferContent(id=wire.id)
+    if may_hold_flags(body if length == len(body) else body[:length]):
+        for tensor in wire.inputs:
+            check_flags(f"input {tensor.name!r}", tensor.data)
     content.tensors, content.texts = _read_inputs(wire.inputs, memoryview(body)[length:])
     content.is_binary = _read_flag(wire.parameters, "binary_data_output", "parameters", default=False)
     content.outputs = read_outputs(wire.outputs, content.is_binary)
@@ -174,6 +180,8 @@ def _read_inputs(
             raise InvalidTensor(
                 f"input {spec.name!r} is of datatype {spec.datatype!r}, which is none of {', '.join(DATATYPES)}"
             )
+        if SHARED_MEMORY in tensor.parameters:
+            raise InvalidTensor(f"input {spec.name!r} is in shared memory, which is not read here; send its contents")
         size = tensor.parameters.get("binary_data_size")
         if size is None:
             if tensor.data is None:
@@ -206,6 +214,8 @@ def read_outputs(outputs: Sequence[RequestedOutput] | None, is_binary: bool) -> 
         where = f"output {output.name!r}"
         if output.name in found:
             raise InvalidContent(f"{where} stands twice; ask for each once")
+        if SHARED_MEMORY in output.parameters:
+            raise InvalidContent(f"{where} is wanted in shared memory, which is not written; take it from the answer")
         classes = output.parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise InvalidContent(f"{where}: classification is a number of classes, not {str(classes)[:40]}")

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from app.api.open_inference.answer import describe_answer, rank_classes
 from app.api.open_inference.request import (
+    SHARED_MEMORY,
     InferContent,
     RequestedOutput,
     Wanted,
@@ -152,7 +153,7 @@ def _read_spec(tensor: Any) -> TensorSpec:
         raise InvalidTensor(f"input {name!r} has {len(shape):,} dimensions; at most {_MAX_DIMENSIONS} are taken")
     if any(size < 0 for size in shape):
         raise InvalidTensor(f"input {name!r} says shape {list(shape)}; sizes are not negative")
-    if "shared_memory_region" in tensor.parameters:
+    if SHARED_MEMORY in tensor.parameters:
         raise InvalidTensor(f"input {name!r} is in shared memory, which is not read here; send its contents")
     return TensorSpec(name, datatype, shape)
 

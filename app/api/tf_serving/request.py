@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import pybase64
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from app.api.flags import check_flags, may_hold_flags
 from app.api.problems import explain_invalid
 from app.errors import BodyTooLarge, InvalidContent, InvalidImage, InvalidTensor
 from app.processing.tensor import tensors_from_json
@@ -53,6 +54,7 @@ class ServingContent:
 
     instances: list[Any] | None
     inputs: Any
+    may_hold_flags: bool = False
 
     @property
     def rows(self) -> int | None:
@@ -72,6 +74,9 @@ class ServingContent:
         for spec in specs:
             if spec.datatype == "BYTES" and spec.name in columns:
                 columns[spec.name] = _decode_strings(columns[spec.name], spec.name)
+        if self.may_hold_flags:
+            for name, values in columns.items():
+                check_flags(f"input {name!r}", values)
         return tensors_from_json(columns, specs, takes_not_finite=True)
 
     def _find_images(self) -> Sequence[Any]:
@@ -100,7 +105,7 @@ def read_predict(body: bytes) -> ServingContent:
         wire = _adapter.validate_json(body)
     except ValidationError as exc:
         raise InvalidContent(explain_invalid(exc, ServingRequest.model_fields, _EXAMPLE)) from exc
-    return ServingContent(wire.instances, wire.inputs)
+    return ServingContent(wire.instances, wire.inputs, may_hold_flags(body))
 
 
 def _turn_rows(instances: Sequence[Any], specs: Sequence[TensorSpec]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import struct
 import threading
@@ -19,7 +20,7 @@ from app.errors import HeadwayError, InvalidTensor
 from app.processing.tensor import array_from_json, tensors_from_json
 from app.tensors import TensorSpec
 from tests.infer_wire import LENGTH, make_request, read_answer
-from tests.running import RunningServer, rss_bytes
+from tests.running import PATIENCE_SECONDS, RunningServer, rss_bytes
 
 X = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
 # What a request that is refused may take besides its own size.
@@ -87,6 +88,9 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "data an object": (with_x(data={"0": 1}), "input 'x' takes numbers"),
     "data nulls": (with_x(data=[None, 1]), "input 'x' takes numbers"),
     "data bools": (with_x(data=[True, False]), "input 'x' takes FP32, not bool"),
+    "data a bool among numbers": (with_x(data=[True, 1.5]), "input 'x' has true or false among other values"),
+    "a bool among numbers, nested": (with_x(data=[[1, False]]), "input 'x' has true or false among other values"),
+    "data in shared memory": (with_x(parameters={"shared_memory_region": "a"}, data=...), "'x' is in shared memory"),
     "data text among numbers": (with_x(data=[1, "2"]), "input 'x' takes numbers"),
     "data objects": (with_x(data=[{}, {}]), "input 'x' takes numbers"),
     "data ragged": (with_x(data=[[1], [2, 3]]), "input 'x' is ragged"),
@@ -125,6 +129,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "classification negative": (output(parameters={"classification": -1}), "output 'y': classification"),
     "classification a bool": (output(parameters={"classification": True}), "output 'y': classification"),
     "classification 1.5": (output(parameters={"classification": 1.5}), "output 'y': classification"),
+    "an output in shared memory": (output(parameters={"shared_memory_region": "a"}), "output 'y' is wanted in shared"),
     "10,000 deep": (nested(10_000), "the body is not valid JSON"),
     "100 deep": (nested(100), "'x'"),
     "a million inputs": (b'{"inputs": [' + b"{}," * 1_000_000 + b"{}]}", "inputs"),
@@ -181,6 +186,26 @@ def test_header_length_that_lies(odd: httpx.Client, length: str, words: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("lengths", "status"), [(["{} \t"], 200), (["{}", "{}"], 200), (["{}", "10"], 400), (["10", "{}"], 400)]
+)
+def test_header_length_around_and_twice(odd: httpx.Client, lengths: list[str], status: int) -> None:
+    """Spaces around a value are not of it. Of two values no one knows which is meant: a proxy may take the other."""
+    body = with_x()
+    connection = http.client.HTTPConnection(odd.base_url.host, odd.base_url.port, timeout=PATIENCE_SECONDS)
+    with contextlib.closing(connection):
+        connection.putrequest("POST", "/v2/models/same-fp32/infer")
+        for length in lengths:
+            connection.putheader(LENGTH, length.format(len(body)))
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        content = answer.read()
+    assert answer.status == status, content
+    if status == 400:
+        assert b"sent twice, with different values" in content
+
+
+@pytest.mark.parametrize(
     ("shape", "datatype", "data", "size", "words"),
     [
         ([1, 2], "FP32", b"\0" * 7, 7, "input 'x' has 7 bytes; FP32 of shape [1, 2] is 8"),
@@ -232,6 +257,13 @@ def test_bomb_is_refused_p8(odd: httpx.Client, encoding: str) -> None:
     answer = infer(odd, packed(encoding), **{"content-encoding": "br"})
     assert answer.status_code == 415
     assert "br" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("header", "status"), [("x-gzip", 200), ("identity, gzip", 200), ("identity", 400), ("gzip, gzip", 415)]
+)
+def test_names_of_encodings(odd: httpx.Client, header: str, status: int) -> None:
+    assert infer(odd, packed("gzip"), **{"content-encoding": header}).status_code == status
 
 
 def packed(encoding: str) -> bytes:

@@ -59,6 +59,17 @@ def test_index_of_what_is_ready_p9(v2: httpx.Client) -> None:
     assert "broken" not in {entry["name"] for entry in listed}
 
 
+def test_index_agrees_with_readiness(v2: httpx.Client) -> None:
+    """What is loaded on demand is ready before, and in the index of what is."""
+    listed = v2.post("/v2/repository/index").json()
+    for entry in listed:
+        status = v2.get(f"/v2/models/{entry['name']}/versions/{entry['version']}/ready").status_code
+        assert (status == 200) == (entry["state"] == "READY"), entry
+    assert [entry for entry in listed if entry["name"] == "lazy"] == [
+        {"name": "lazy", "version": "1.0.0", "state": "READY", "reason": "loaded at its first request"}
+    ]
+
+
 @pytest.mark.parametrize("body", [b"[]", b"{", b'{"ready": "soon"}', b"\xff"])
 def test_index_refuses_what_is_no_request(v2: httpx.Client, body: bytes) -> None:
     answer = v2.post("/v2/repository/index", content=body)

@@ -137,6 +137,12 @@ def test_both_or_neither_kind_of_contents_p15(infer: Invoke, message: Any, says:
         (_with(lambda made: setattr(made.parameters["sequence_id"], "int64_param", 7)), "sequence_id"),
         (_with(lambda made: setattr(made.parameters["timeout"], "string_param", "soon")), "timeout"),
         (_with(lambda made: setattr(made.inputs[0].parameters["shared_memory_region"], "string_param", "a")), "shared"),
+        (
+            _with(
+                lambda made: setattr(made.outputs.add(name="y").parameters["shared_memory_region"], "string_param", "a")
+            ),
+            "output 'y' is wanted in shared memory",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_p16(infer: Invoke, message: Any, says: str) -> None:

@@ -37,6 +37,8 @@ _DEEP = 10_000
         ("scores", {"instances": [["a", "b", "c"]]}, "input 'x' takes numbers"),
         ("scores", {"instances": [[None, 2, 3]]}, "input 'x' takes numbers"),
         ("scores", {"instances": [[True, False, True]]}, "input 'x' takes FP32, not bool"),
+        ("scores", {"instances": [[True, 2, 3]]}, "input 'x' has true or false among other values"),
+        ("scores", {"inputs": [[True, True, True], [1, 2, 3]]}, "input 'x' has true or false among other values"),
         ("scores", {"instances": [[10**400, 2, 3]]}, "input 'x'"),
         ("scores", {"instances": [[1e39, 2, 3]]}, "input 'x' has a value that is too large for FP32"),
         ("scores", {"instances": [{"b64": "AAAA"}]}, "input 'x' takes numbers"),
