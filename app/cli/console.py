@@ -79,7 +79,7 @@ def print_error(message: str) -> None:
     err.print(message, markup=False)
 
 
-class Misuse(InvalidContent):
+class Misuse(Exception):
     """What was typed cannot be meant: options that do not go together, or a value that is none."""
 
 
