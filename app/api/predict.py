@@ -17,6 +17,7 @@ from app.api.application import RawRoute
 from app.api.content import TENSOR_TYPE, TEXT_TYPE, PredictContent, parse_content
 from app.api.context import RequestContext, context_of
 from app.api.examples import PREDICT_BODY, PREDICT_RESPONSES
+from app.api.json_arrays import VALUES_OF_AN_ID, join_parts, render_aside, values_to_json
 from app.api.peek import peek_json, peek_query
 from app.api.prediction_ids import sign_items
 from app.api.reception import Arrival, Reception, server_timing
@@ -24,11 +25,11 @@ from app.engine.call import Answer
 from app.errors import HeadwayError, InvalidImage, MalformedRequest, ModelRequired
 from app.metrics import UNKNOWN, Metrics
 from app.monitoring.prediction_id import PredictionIds
-from app.processing.tensor import tensors_to_json
 from app.registry.lifecycle import Resolved
 from app.registry.manifest import RegressionAnswer
 from app.registry.servable import ContentKind, Item
 from app.registry.versions import ModelRef
+from app.tensors import Tensors
 
 PROTOCOL = "predict"
 _RAW_KINDS: Mapping[str, ContentKind] = {"image/": "image", TEXT_TYPE: "text", TENSOR_TYPE: "tensor"}
@@ -68,8 +69,9 @@ class PredictApi:
         context = arrival.context
         kind = resolved.servable.manifest.answer
         unit = kind.unit if isinstance(kind, RegressionAnswer) else None
-        content_bytes, status = render_answer(
-            answer, context, self._prediction_ids, is_plural=not wire.is_single, unit=unit
+        ids, is_plural = self._prediction_ids, not wire.is_single
+        content_bytes, status = await render_aside(
+            _count_work(answer), lambda: render_answer(answer, context, ids, is_plural=is_plural, unit=unit)
         )
         return JsonAnswer(content_bytes, status, server_timing(context))
 
@@ -121,10 +123,11 @@ def render_answer(
 ) -> tuple[bytes, int]:
     """The JSON of an answer and its status: 200 if at least one item worked, else the first error's, in its shape."""
     content: dict[str, Any] = {}
+    outputs: list[bytes] = []
     status = 200
     not_finite = False
     if answer.items is None:
-        content["outputs"], not_finite = tensors_to_json(answer.tensors or {})
+        outputs, not_finite = _render_outputs(answer.tensors or {})
     else:
         items = [_item(item) for item in answer.items]
         if prediction_ids is not None:
@@ -150,7 +153,24 @@ def render_answer(
         warnings.append("the model gave values that are not finite (NaN or infinity); they are null here")
     if warnings:
         content["warnings"] = warnings
-    return to_json(content), status
+    return b"".join([b"{", *outputs, to_json(content)[1:]]), status
+
+
+def _render_outputs(tensors: Tensors) -> tuple[list[bytes], bool]:
+    """The member of that name, with a comma after it; and whether a value was not finite."""
+    found, not_finite = [], False
+    for name, array in tensors.items():
+        parts, lost = values_to_json(array)
+        found.append([to_json(name), b":", *parts])
+        not_finite |= lost
+    return [b'"outputs":{', *join_parts(found), b"},"], not_finite
+
+
+def _count_work(answer: Answer) -> int:
+    """What `render_answer` takes, in values that are written as JSON."""
+    if answer.items is not None:
+        return len(answer.items) * VALUES_OF_AN_ID
+    return sum(array.size for array in (answer.tensors or {}).values())
 
 
 def _item(item: Item | HeadwayError) -> dict[str, Any]:

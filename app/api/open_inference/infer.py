@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from app.api.application import RawRoute
 from app.api.compression import pack_answer
-from app.api.open_inference.answer import InferAnswer, render_infer
+from app.api.json_arrays import render_aside
+from app.api.open_inference.answer import InferAnswer, count_work, render_infer
 from app.api.open_inference.request import LENGTH_HEADER, InferRequest, read_request
 from app.api.openapi import schema_of
 from app.api.prediction_ids import sign_items
@@ -60,8 +61,12 @@ class InferApi:
         # Labels, which prediction ids are made of, come with all outputs.
         names = tuple(one.name for one in wanted) if servable.manifest.answer.type == "tensor" else None
         answer = await self._reception.answer(arrival, resolved, inputs, outputs=names)
-        ids = sign_items(answer, self._prediction_ids) if self._prediction_ids is not None else []
-        rendered = render_infer(answer, servable, wanted, content.id, ids)
+
+        def render() -> InferAnswer:
+            ids = sign_items(answer, self._prediction_ids) if self._prediction_ids is not None else []
+            return render_infer(answer, servable, wanted, content.id, ids)
+
+        rendered = await render_aside(count_work(answer, wanted), render)
         return await _respond(rendered, headers.get(b"accept-encoding", b""), server_timing(arrival.context))
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from app.api.open_inference.answer import describe_answer, rank_classes
+from app.api.json_arrays import render_aside
+from app.api.open_inference.answer import count_work, describe_answer, rank_classes
 from app.api.open_inference.request import (
     SHARED_MEMORY,
     InferContent,
@@ -90,8 +91,12 @@ class GrpcInfer:
         # Labels, which prediction ids are made of, come with all outputs.
         names = tuple(one.name for one in wanted) if servable.manifest.answer.type == "tensor" else None
         answer = await self._reception.answer(arrival, resolved, inputs, outputs=names)
-        ids = sign_items(answer, self._prediction_ids) if self._prediction_ids is not None else []
-        return _render(answer, servable, wanted, request.id, ids)
+
+        def render() -> ModelInferResponse:
+            ids = sign_items(answer, self._prediction_ids) if self._prediction_ids is not None else []
+            return _render(answer, servable, wanted, request.id, ids)
+
+        return await render_aside(count_work(answer, wanted), render)
 
 
 def explain_in_stream(message: bytes, error: HeadwayError) -> bytes:
@@ -113,7 +118,7 @@ def read_ref(name: str, version: str) -> ModelRef:
 
 def read_message(request: ModelInferRequest, raw: Sequence[memoryview]) -> InferContent:
     """`raw` are its raw contents. Raises InvalidContent and its kin, with the name of the tensor."""
-    content = InferContent(id=request.id or None)
+    content = InferContent(id=request.id or None, is_binary=True)
     content.tensors = _read_inputs(request.inputs, raw)
     if len(request.outputs) > _MAX_TENSORS:
         raise InvalidContent(f"{len(request.outputs):,} outputs are asked for; ask for at most {_MAX_TENSORS}")
@@ -121,7 +126,7 @@ def read_message(request: ModelInferRequest, raw: Sequence[memoryview]) -> Infer
         RequestedOutput.model_construct(name=_check_name(one.name), parameters=_read_parameters(one.parameters))
         for one in request.outputs
     ]
-    content.outputs = read_outputs(outputs, False)
+    content.outputs = read_outputs(outputs, True)
     read_parameters(content, _read_parameters(request.parameters))
     return content
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pybase64
 from pydantic_core import to_json
 
+from app.api.json_arrays import PIECE, array_to_json, join_parts
 from app.engine.call import Answer
 from app.errors import InvalidContent
 from app.registry.servable import Servable
-from app.tensors import Array
+from app.tensors import Array, Tensors
 
 _BINARY_SUFFIX = "_bytes"
 
@@ -31,14 +33,45 @@ def render_predict(answer: Answer, servable: Servable, rows: int | None) -> byte
                     f"output {name!r} of shape {list(tensors[name].shape)} has not one row for each of the {rows} "
                     "instances; send inputs instead"
                 )
-    values = {name: _as_lists(tensors[name], name) for name in names}
-    found: Any = values if len(names) > 1 else values[names[0]]
-    if rows is not None and len(names) > 1:
-        found = [dict(zip(names, row, strict=True)) for row in zip(*values.values(), strict=True)]
-    content: dict[str, Any] = {"outputs" if rows is None else "predictions": found}
+    chosen = {name: tensors[name] for name in names}
+    if len(names) == 1:
+        found = _render_array(names[0], chosen[names[0]])
+    else:
+        found = _render_object(chosen) if rows is None else _render_rows(chosen, rows)
+    parts = [b'{"outputs":' if rows is None else b'{"predictions":', *found]
     if answer.violations:
-        content["warnings"] = [violation.message for violation in answer.violations]
-    return to_json(content, inf_nan_mode="constants")
+        parts += [b',"warnings":', to_json([violation.message for violation in answer.violations])]
+    return b"".join([*parts, b"}"])
+
+
+def _render_array(name: str, array: Array) -> list[bytes]:
+    return array_to_json(array, partial(_as_lists, name=name))
+
+
+def _render_object(tensors: Tensors) -> list[bytes]:
+    found = ([to_json(name), b":", *_render_array(name, array)] for name, array in tensors.items())
+    return [b"{", *join_parts(found), b"}"]
+
+
+def _render_rows(tensors: Tensors, rows: int) -> list[bytes]:
+    """An object for each row. Small rows are written together, so many as have a piece's values."""
+    each = sum(array.size for array in tensors.values()) // max(1, rows)
+    if each > PIECE:
+        found = [
+            _render_object({name: array[row : row + 1].reshape(array.shape[1:]) for name, array in tensors.items()})
+            for row in range(rows)
+        ]
+    else:
+        step = PIECE // max(1, each)
+        found = [[_render_few(tensors, start, start + step)] for start in range(0, rows, step)]
+    return [b"[", *join_parts(found), b"]"]
+
+
+def _render_few(tensors: Tensors, start: int, stop: int) -> bytes:
+    """Without the brackets around."""
+    lists = [_as_lists(array[start:stop], name) for name, array in tensors.items()]
+    found = [dict(zip(tensors, row, strict=True)) for row in zip(*lists, strict=True)]
+    return to_json(found, inf_nan_mode="constants")[1:-1]
 
 
 def _as_lists(array: Array, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,6 +12,7 @@ from starlette.responses import Response
 from app.api.application import RawRoute
 from app.api.compression import pack_answer
 from app.api.examples import ERROR_RESPONSES
+from app.api.json_arrays import render_aside
 from app.api.openapi import schema_of
 from app.api.prediction_ids import sign_items
 from app.api.reception import Arrival, Reception, server_timing
@@ -75,7 +77,8 @@ class ServingPredictApi:
         servable = resolved.servable
         answer = await self._reception.answer(arrival, resolved, content.inputs_for(servable, self._max_items))
         headers = self._headers(answer, arrival)
-        rendered = render_predict(answer, servable, content.rows)
+        values = sum(array.size for array in (answer.tensors or {}).values())
+        rendered = await render_aside(values, partial(render_predict, answer, servable, content.rows))
         packed, more = await pack_answer(rendered, arrival.context.headers.get(b"accept-encoding", b""))
         response = Response()
         response.body = packed

@@ -324,6 +324,40 @@ def test_classification_of_rows_without_classes(odd: httpx.Client) -> None:
         assert found["y"].shape == expected
 
 
+@pytest.mark.parametrize("missing", [0, 1500])
+def test_classification_of_wide_rows(odd: httpx.Client, missing: int) -> None:
+    """The best are found before they are sorted: of equal values the first, and NaN last, as sorting all has them."""
+    array = np.random.default_rng(0).integers(0, 400, (2, 2000)).astype("<f4")
+    array[:, :missing] = np.nan
+    outputs = [{"name": "y", "parameters": {"classification": 1000}}]
+    wire = make_request({"x": array}, binary=["x"], outputs=outputs)
+    found = read_answer(post(odd, "unnamed", wire))[1]["y"]
+    best = np.argsort(-array, axis=1, kind="stable")[:, :1000]
+    expected = [[f"{row[at]:f}:{at}".encode() for at in order] for row, order in zip(array, best, strict=True)]
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 2**18 + 1), (1024, 257)])
+def test_classification_of_too_many(odd: httpx.Client, shape: tuple[int, int]) -> None:
+    outputs = [{"name": "y", "parameters": {"classification": 10**9}}]
+    answer = post(odd, "unnamed", make_request({"x": np.zeros(shape, "<f4")}, binary=["x"], outputs=outputs))
+    assert "classification 1000000000" in refusal(answer)
+    assert "ask for at most 262,144 in all" in answer.json()["error"]
+
+
+def test_large_answers_are_whole(odd: httpx.Client) -> None:
+    """They are written in pieces, and apart from the event loop."""
+    array = np.arange(200_002, dtype="<f4").reshape(2, -1) / 4
+    for options in ({}, ALL_BINARY):
+        wire = make_request({"x": array}, binary=["x"], parameters=options)
+        body, found = read_answer(post(odd, "unnamed", wire))
+        assert list(body) == ["model_name", "model_version", "parameters", "outputs"]
+        np.testing.assert_array_equal(found["y"], array)
+    answer = odd.post("/predict", json={"inputs": array.tolist(), "model": "same-fp32"})
+    assert list(answer.json()) == ["outputs", "model", "version", "alias", "request_id"]
+    np.testing.assert_array_equal(answer.json()["outputs"]["y"], array)
+
+
 def test_prediction_id_is_taken_by_feedback(odd: httpx.Client) -> None:
     array = np.array([[0, 1, 0], [1, 0, 0]], "<f4")
     body, _ = read_answer(post(odd, "scores", make_request({"x": array})))
