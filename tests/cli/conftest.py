@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,23 @@ def working(tmp_path: Path) -> Path:
     return working
 
 
+@contextlib.contextmanager
+def _logging_kept() -> Iterator[None]:
+    """`serve` sends the log of its process to its stderr, which of a test is closed soon."""
+    logger = logging.getLogger()
+    level = logger.level
+    yield
+    logger.setLevel(level)
+    for handler in [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]:
+        logger.removeHandler(handler)
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    with _logging_kept():
+        yield
+
+
 @pytest.fixture
 def headway(root: Path, working: Path) -> Headway:
     """Run `headway` with the given arguments in this process: a new one takes half a second for its imports."""
@@ -65,7 +83,7 @@ def headway(root: Path, working: Path) -> Headway:
         env = environment(root) | extra
         unset = {name: None for name in os.environ if name not in env}
         width = int(env["COLUMNS"])
-        with contextlib.chdir(working), pytest.MonkeyPatch.context() as patch:
+        with contextlib.chdir(working), _logging_kept(), pytest.MonkeyPatch.context() as patch:
             for console in (out, err):
                 patch.setattr(console, "_width", width)
             done = CliRunner().invoke(cli, [*map(str, arguments)], stdin, {**unset, **env}, catch_exceptions=False)
