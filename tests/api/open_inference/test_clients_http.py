@@ -59,7 +59,7 @@ def manager(spoken: RunningServer) -> Iterator[Callable[..., Any]]:
 def test_all_calls_that_read(client: triton.InferenceServerClient) -> None:
     assert client.get_server_metadata()["name"] == "headway"
     assert client.get_model_metadata("scores", "2.0.0")["inputs"][0]["shape"] == [-1, 3]
-    assert client.get_model_config("scores")["max_batch_size"] == 512
+    assert client.get_model_config("scores")["max_batch_size"] == 1024 * 8
     assert {"scores", "double"} <= {one["name"] for one in client.get_inference_statistics()["model_stats"]}
     (found,) = client.get_inference_statistics("scores", "2.0.0")["model_stats"]
     assert found["version"] == "2.0.0"
