@@ -13,8 +13,8 @@ from app.engine.call import Answer, Call
 from app.engine.inference import Inference
 from app.errors import HeadwayError, InvalidContent
 from app.processing.classification import Prediction
-from app.registry.lifecycle import Registry, Resolved
-from app.registry.servable import Content, ContentKind, Item
+from app.registry.servables.servable import Content, ContentKind, Item
+from app.registry.serving.lifecycle import Registry, Resolved
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.settings import Settings

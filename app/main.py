@@ -54,15 +54,15 @@ from app.metrics import Metrics
 from app.monitoring.keys import load_keys
 from app.monitoring.prediction_id import PredictionIds
 from app.production import Production
-from app.registry.editor import ReleaseEditor
-from app.registry.intake import Intake
-from app.registry.lifecycle import Registry
-from app.registry.quarantine import Quarantine, WorkerQuarantine
-from app.registry.reconciler import Reconciler
-from app.registry.states import ModelStates
+from app.registry.releases.editor import ReleaseEditor
+from app.registry.serving.lifecycle import Registry
+from app.registry.serving.quarantine import Quarantine, WorkerQuarantine
+from app.registry.serving.reconciler import Reconciler
+from app.registry.serving.states import ModelStates
+from app.registry.serving.wishes import Wishes
+from app.registry.serving.worker_states import StateFile
 from app.registry.store import Store
-from app.registry.wishes import Wishes
-from app.registry.worker_states import StateFile
+from app.registry.storing.intake import Intake
 from app.server.options import WorkerContext
 from app.settings import Settings
 from app.ui import UiApi

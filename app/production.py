@@ -17,9 +17,9 @@ from app.monitoring.reports import QualityReports
 from app.monitoring.tallies import Tallies
 from app.registry.answers import Answers
 from app.registry.baselines import Baselines
-from app.registry.canary_guard import CanaryGuard
-from app.registry.editor import ReleaseEditor
-from app.registry.lifecycle import Registry
+from app.registry.releases.canary_guard import CanaryGuard
+from app.registry.releases.editor import ReleaseEditor
+from app.registry.serving.lifecycle import Registry
 from app.settings import Settings
 from app.storage.counts import CountsStore
 from app.storage.database import open_configured

@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from app.registry.loading import load_servable
+from app.registry.servables.loading import load_servable
 
 # A kind of ours: the item is the model's inputs themselves, and nothing is prepared.
 TENSORS = "tensors"

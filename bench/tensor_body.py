@@ -22,8 +22,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from app.registry.loading import load_servable
 from app.registry.manifest import read_manifest
+from app.registry.servables.loading import load_servable
 from bench.limit import TENSORS, measure_limit
 from bench.load import closed_loop
 from bench.targets import Target, headway, running

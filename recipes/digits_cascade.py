@@ -27,8 +27,8 @@ from threadpoolctl import threadpool_limits
 from app import load
 from app.engine.call import Call
 from app.engine.inference import Inference
-from app.registry.lifecycle import Registry
-from app.registry.servable import Content
+from app.registry.servables.servable import Content
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.tensors import Array

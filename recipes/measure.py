@@ -11,7 +11,7 @@ import numpy as np
 from app.engine.inference import Inference
 from app.optimize.evaluate import Evaluation, Sample, evaluate, find_samples
 from app.processing.image import ImageProcessing
-from app.registry.lifecycle import Registry, Resolved
+from app.registry.serving.lifecycle import Registry, Resolved
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from recipes import photos, portability

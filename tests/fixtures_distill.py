@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from app.registry.draft import write_manifest
+from app.registry.drafting.draft import write_manifest
 from recipes.digits import CLASSES, PIXELS, Digits
 from tests.fixtures_tflite import Network, Node, tflite_file
 

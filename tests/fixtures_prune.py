@@ -12,7 +12,7 @@ from torch import nn
 
 from app.optimize.networks.fine_tune import reproducible
 from app.optimize.networks.torch_export import export_onnx
-from app.registry.draft import write_manifest
+from app.registry.drafting.draft import write_manifest
 from recipes.digits import Digits, split_digits
 
 LABELS = "".join(f"{digit}\n" for digit in range(10))

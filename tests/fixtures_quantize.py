@@ -9,7 +9,7 @@ import onnx
 import yaml
 from onnx import numpy_helper
 
-from app.registry.draft import write_manifest
+from app.registry.drafting.draft import write_manifest
 from tests.running import ROOT
 
 # Pixels 0 and 32 are white in every picture, so that their weights change no answer.

@@ -13,7 +13,7 @@ import onnx
 import yaml
 from onnx import numpy_helper
 
-from app.registry.draft import write_manifest
+from app.registry.drafting.draft import write_manifest
 from tests.fixtures_tflite import Network, Node, tflite_file
 from tests.running import ROOT
 

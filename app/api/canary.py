@@ -13,8 +13,8 @@ from app.api.examples import ERROR_RESPONSES
 from app.errors import ModelNotFound
 from app.monitoring.canary import Criterion
 from app.monitoring.sequential import Tally
-from app.registry.canary_guard import CanaryJudge, Judgement
-from app.registry.lifecycle import Registry
+from app.registry.releases.canary_guard import CanaryJudge, Judgement
+from app.registry.serving.lifecycle import Registry
 
 
 class CanaryApi:

@@ -11,10 +11,10 @@ from pydantic import BaseModel, Field
 
 from app.api.examples import ERROR_RESPONSES
 from app.errors import ModelNotFound, VersionNotFound
-from app.registry.lifecycle import Registry
-from app.registry.status import ModelStatus
+from app.registry.serving.lifecycle import Registry
+from app.registry.serving.status import ModelStatus
+from app.registry.serving.worker_states import WorkerState, has_converged, merge_versions, read_worker_states
 from app.registry.versions import Version, is_version
-from app.registry.worker_states import WorkerState, has_converged, merge_versions, read_worker_states
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: ERROR_RESPONSES[404]}
 

@@ -27,7 +27,7 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.processing.tensor import tensors_from_bytes
-from app.registry.servable import Content, ContentKind, Servable
+from app.registry.servables.servable import Content, ContentKind, Servable
 from app.tensors import Tensors
 
 _request_adapter = TypeAdapter(PredictRequest)

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Response
 from app.api.examples import ERROR_RESPONSES
 from app.errors import ModelNotFound
 from app.monitoring.drift import MOST_HOURS, MOST_STEPS, DriftReports
-from app.registry.lifecycle import Registry
+from app.registry.serving.lifecycle import Registry
 
 
 class DriftApi:

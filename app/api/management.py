@@ -30,11 +30,11 @@ from app.api.release_schemas import (
 from app.api.schemas import ErrorResponse
 from app.api.upload import Upload
 from app.errors import MalformedRequest, VersionNotFound
-from app.registry.archive import Limits
-from app.registry.editor import CurrentRelease, ReleaseEditor
-from app.registry.intake import Intake, Staged
+from app.registry.releases.editor import CurrentRelease, ReleaseEditor
+from app.registry.serving.worker_states import WorkerState, has_converged, merge_versions, read_worker_states
+from app.registry.storing.archive import Limits
+from app.registry.storing.intake import Intake, Staged
 from app.registry.versions import MODEL_NAME, is_version
-from app.registry.worker_states import WorkerState, has_converged, merge_versions, read_worker_states
 
 _POLL_SECONDS = 0.1
 _TAG = "management"

@@ -6,7 +6,7 @@ import re
 
 from starlette.datastructures import QueryParams
 
-from app.registry.servable import ContentKind
+from app.registry.servables.servable import ContentKind
 from app.registry.versions import ModelRef
 
 # A photo fills the middle of a JSON body; the short keys stand before or after it.

@@ -25,9 +25,9 @@ from app.engine.call import Answer
 from app.errors import HeadwayError, InvalidImage, MalformedRequest, ModelRequired
 from app.metrics import UNKNOWN, Metrics
 from app.monitoring.prediction_id import PredictionIds
-from app.registry.lifecycle import Resolved
 from app.registry.manifest import RegressionAnswer
-from app.registry.servable import ContentKind, Item
+from app.registry.servables.servable import ContentKind, Item
+from app.registry.serving.lifecycle import Resolved
 from app.registry.versions import ModelRef
 from app.tensors import Tensors
 

@@ -6,7 +6,7 @@ import time
 
 from app.engine.call import Answer
 from app.monitoring.prediction_id import TOP, Prediction, PredictionIds, new_nonce
-from app.registry.servable import Item
+from app.registry.servables.servable import Item
 
 
 def sign_items(answer: Answer, prediction_ids: PredictionIds) -> list[str | None]:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from app.api.examples import ERROR_RESPONSES
 from app.errors import InvalidContent, ModelNotFound
 from app.monitoring.reports import QualityReports, Window
-from app.registry.lifecycle import Registry
+from app.registry.serving.lifecycle import Registry
 
 _DEFAULT = Window(hours=24)
 

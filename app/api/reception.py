@@ -18,8 +18,8 @@ from app.engine.inference import Inference
 from app.engine.lane import Priority
 from app.errors import HeadwayError, MalformedRequest, ModelNotReady, Overloaded
 from app.metrics import Metrics
-from app.registry.lifecycle import Resolved
-from app.registry.servable import Content, ContentKind
+from app.registry.servables.servable import Content, ContentKind
+from app.registry.serving.lifecycle import Resolved
 from app.registry.versions import ModelRef
 from app.tensors import Tensors
 

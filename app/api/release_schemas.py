@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from app.registry.changes import (
+from app.registry.releases.changes import (
     AlsoServe,
     Change,
     Drop,
@@ -18,8 +18,8 @@ from app.registry.changes import (
     SetLoad,
     SetShadow,
 )
-from app.registry.editor import Note
-from app.registry.release import CANARY, STABLE, AliasEntry, Analysis, Load, Shadow
+from app.registry.releases.editor import Note
+from app.registry.releases.release import CANARY, STABLE, AliasEntry, Analysis, Load, Shadow
 
 DEFAULT_BY = "management API"
 _VERSION = Field(description="A version, or an alias that names it.", examples=["1.2.0"])

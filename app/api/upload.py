@@ -9,7 +9,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from app.errors import MalformedRequest, UnsupportedMediaType
-from app.registry.archive import ArchiveKind
+from app.registry.storing.archive import ArchiveKind
 
 FILE_FIELD = "file"
 _MAX_FIELDS, _MAX_FIELD_BYTES = 16, 2000

@@ -27,8 +27,8 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from app.monitoring.binning import Bins, ClassBins
     from app.optimize.baseline import Measured
-    from app.registry.intake import Published
-    from app.registry.servable import Servable
+    from app.registry.servables.servable import Servable
+    from app.registry.storing.intake import Published
 
 _SHOWN = 5
 
@@ -72,7 +72,7 @@ def _measure(
 ) -> tuple[Servable, Measured]:
     from app.engine.inference import Inference
     from app.optimize.baseline import find_inputs, measure
-    from app.registry.lifecycle import Registry
+    from app.registry.serving.lifecycle import Registry
 
     registry = Registry(store, threads=threads)
     resolved = registry.open(ref)
@@ -89,7 +89,7 @@ def _measure(
 def _check_target(store: Store, servable: Servable, output: Path | None) -> None:
     """Before an hour of work: whether its result can be kept."""
     from app.optimize.baseline import next_patch
-    from app.registry.staging import Staging
+    from app.registry.storing.staging import Staging
 
     if output is None:
         next_patch(store, servable.name, servable.version)
@@ -110,7 +110,7 @@ def _write(path: Path, data: bytes) -> None:
 
 def _publish(store: Store, settings: Settings, servable: Servable, measured: Measured) -> Published:
     from app.optimize.baseline import find_carrier, next_patch, write_carrier
-    from app.registry.intake import Intake, Published, is_verified
+    from app.registry.storing.intake import Intake, Published, is_verified
 
     intake = Intake(store, bin_days=settings.bin_days)
     intake.sweep(time.time())

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from app.errors import HeadwayError, InvalidContent, ModelNotFound
-from app.registry.locking import sync_directory, writing
 from app.registry.store import Store
+from app.registry.storing.locking import sync_directory, writing
 from app.settings import Settings
 
 MISUSE, FAILURE = 2, 1

@@ -42,7 +42,7 @@ from app.cli.draft_options import (
     read_version,
 )
 from app.errors import InvalidContent, VersionRefused
-from app.registry.intake import Intake, Published
+from app.registry.storing.intake import Intake, Published
 
 if TYPE_CHECKING:
     from app.optimize.conversion.source import Given, Target
@@ -231,7 +231,7 @@ def _convert(
 
 def _stage(intake: Intake, conversion: Conversion, wishes: dict[str, Any]) -> Any:
     from app.optimize.conversion.version import write_version
-    from app.registry.draft import Wishes
+    from app.registry.drafting.draft import Wishes
 
     try:
         return intake.build(

@@ -23,15 +23,15 @@ from rich.text import Text
 from app.cli.console import Misuse, err
 from app.cli.draft_options import parse_version
 from app.errors import Conflict, InvalidContent
-from app.registry.archive import NO_LIMITS
 from app.registry.store import Store
+from app.registry.storing.archive import NO_LIMITS
 from app.registry.versions import ModelRef
 from app.settings import Settings
 
 if TYPE_CHECKING:
     from app.optimize.before_after import BeforeAfter
-    from app.registry.intake import Published
-    from app.registry.servable import Servable
+    from app.registry.servables.servable import Servable
+    from app.registry.storing.intake import Published
 
 EvaluationOption = Annotated[
     Path | None,
@@ -47,7 +47,7 @@ VersionOption = Annotated[
 
 def open_parent(store: Store, model: str) -> Servable:
     """Raises InvalidContent, ModelNotFound, RegistryError."""
-    from app.registry.opening import Opener
+    from app.registry.servables.opening import Opener
 
     try:
         ref = ModelRef.parse(model)
@@ -67,7 +67,7 @@ def require(extra: str, *packages: str) -> None:
 
 def check_place(store: Store) -> None:
     """Before minutes of work: whether its result can be kept. Raises RegistryReadOnly, RegistryFull."""
-    from app.registry.staging import Staging
+    from app.registry.storing.staging import Staging
 
     Staging(store.root).discard()
 
@@ -123,7 +123,7 @@ def progress_bars() -> Iterator[Callable[[str, int], Callable[[], None]]]:
 
 def publish(store: Store, settings: Settings, directory: Path) -> Published:
     """Through the door that every version comes in by."""
-    from app.registry.intake import Intake
+    from app.registry.storing.intake import Intake
 
     intake = Intake(store, bin_days=settings.bin_days)
     intake.sweep(time.time())

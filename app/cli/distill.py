@@ -36,8 +36,8 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from app.optimize.distillation.training import Epoch, Plan
     from app.optimize.distillation.version import Outcome, Wishes
-    from app.registry.intake import Published
-    from app.registry.servable import Servable
+    from app.registry.servables.servable import Servable
+    from app.registry.storing.intake import Published
 
 
 def distill(

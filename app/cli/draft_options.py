@@ -10,9 +10,9 @@ import typer
 
 from app.cli.console import Misuse
 from app.errors import InvalidContent, VersionRefused
-from app.registry.difference import Bump, bumped
-from app.registry.intake import Intake, Published, Staged
+from app.registry.drafting.difference import Bump, bumped
 from app.registry.store import Store
+from app.registry.storing.intake import Intake, Published, Staged
 from app.registry.versions import MODEL_NAME, Version
 from app.settings import Settings
 
@@ -90,7 +90,7 @@ BumpOption = Annotated[
 
 
 def build_draft(intake: Intake, source: Path, **wishes: Any) -> Staged:
-    from app.registry.draft import Draft, Wishes
+    from app.registry.drafting.draft import Draft, Wishes
 
     draft = Draft(source, Wishes(**wishes))
     try:

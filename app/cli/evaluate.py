@@ -19,7 +19,7 @@ from app.cli.console import JsonOption, Misuse, ModelsOption, emit, err, failing
 
 if TYPE_CHECKING:
     from app.optimize.evaluate import Evaluation
-    from app.registry.servable import Resolved, Servable
+    from app.registry.servables.servable import Resolved, Servable
 
 
 def evaluate(
@@ -42,7 +42,7 @@ def evaluate(
     from app.errors import InvalidContent
     from app.optimize.evaluate import evaluate_together, find_samples
     from app.optimize.texts import find_texts
-    from app.registry.lifecycle import Registry
+    from app.registry.serving.lifecycle import Registry
     from app.registry.store import Store
     from app.registry.versions import ModelRef
 
@@ -70,7 +70,7 @@ def evaluate(
 def _steps(servable: Servable, model: str) -> list[Resolved]:
     """The versions that answer for a composition's steps, each once."""
     from app.errors import InvalidContent
-    from app.registry.composed import Composed
+    from app.registry.servables.composed import Composed
 
     if not isinstance(servable, Composed):
         raise InvalidContent(f"{model} is no composition: --against-steps is for versions that have steps")

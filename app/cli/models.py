@@ -11,7 +11,7 @@ from rich.table import Table
 
 from app.cli.console import FAILURE, JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
 from app.errors import HeadwayError, ModelNotFound, RegistryError, VersionNotFound
-from app.registry.release import Release
+from app.registry.releases.release import Release
 from app.registry.store import Store
 from app.registry.versions import ModelRef, Version, is_version
 
@@ -166,7 +166,7 @@ def _inline(value: Any) -> str:
 
 
 def _verify(store: Store, name: str, version: Version) -> dict[str, Any]:
-    from app.registry.opening import Opener
+    from app.registry.servables.opening import Opener
 
     error = None
     try:

@@ -39,10 +39,10 @@ from app.cli.draft_options import (
     read_version,
 )
 from app.errors import InvalidContent
-from app.registry.archive import NO_LIMITS
-from app.registry.difference import Bump, bumped
-from app.registry.intake import Intake, Staged
+from app.registry.drafting.difference import Bump, bumped
 from app.registry.store import Store
+from app.registry.storing.archive import NO_LIMITS
+from app.registry.storing.intake import Intake, Staged
 
 
 def add(

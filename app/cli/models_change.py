@@ -22,10 +22,10 @@ from app.cli.console import (
     receiving_store,
 )
 from app.errors import RegistryError, VersionNotFound
-from app.registry.backup import Restored, restore_backup, write_backup
-from app.registry.difference import Bump, Change, Content, compare, needed_bump
-from app.registry.intake import Intake
+from app.registry.drafting.difference import Bump, Change, Content, compare, needed_bump
 from app.registry.store import Store
+from app.registry.storing.backup import Restored, restore_backup, write_backup
+from app.registry.storing.intake import Intake
 from app.registry.versions import ModelRef, Version, is_version
 
 TargetArgument = Annotated[str, typer.Argument(metavar="MODEL@VERSION", help="name@version")]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from app.optimize.profiling.matrix import Matrix
     from app.optimize.profiling.records import Profile, RuntimeName
     from app.optimize.profiling.stack import Opened
-    from app.registry.servable import Servable
+    from app.registry.servables.servable import Servable
     from app.registry.store import Store
 
 _Labelled = list[tuple[str, "Profile"]]
@@ -127,7 +127,7 @@ def matrix(
 
 
 def _open(store: Store, model: str) -> Servable:
-    from app.registry.opening import Opener
+    from app.registry.servables.opening import Opener
 
     return Opener(store).open(_parse(model)).servable
 

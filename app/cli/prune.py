@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from app.optimize.networks.fine_tune import Recipe
     from app.optimize.pruning.method import Amount, Method
     from app.optimize.pruning.version import Outcome
-    from app.registry.intake import Published
-    from app.registry.servable import Servable
+    from app.registry.servables.servable import Servable
+    from app.registry.storing.intake import Published
 
 _SHOWN = 12
 

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from app.optimize.networks.fine_tune import Recipe
     from app.optimize.quantization.method import Method
     from app.optimize.quantization.version import Outcome
-    from app.registry.intake import Published
-    from app.registry.servable import Servable
+    from app.registry.servables.servable import Servable
+    from app.registry.storing.intake import Published
 
 _SHOWN = 5
 _EPOCHS, _LEARNING_RATE = 5, 1e-4

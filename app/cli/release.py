@@ -11,9 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.console import JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
-from app.registry.changes import AlsoServe, Change, Drop, Promote, Rollback, SetAlias, SetAnalysis, SetLoad, SetShadow
-from app.registry.editor import CurrentRelease, Note, ReleaseEditor, user_name
-from app.registry.release import CANARY, HistoryEntry, Load, Release
+from app.registry.releases.changes import (
+    AlsoServe,
+    Change,
+    Drop,
+    Promote,
+    Rollback,
+    SetAlias,
+    SetAnalysis,
+    SetLoad,
+    SetShadow,
+)
+from app.registry.releases.editor import CurrentRelease, Note, ReleaseEditor, user_name
+from app.registry.releases.release import CANARY, HistoryEntry, Load, Release
 from app.registry.versions import MODEL_NAME, ModelRef
 
 cli = typer.Typer(help="Change which version of a model gets which traffic, and take it back.", no_args_is_help=True)

@@ -15,12 +15,12 @@ from rich.text import Text
 from app.cli.console import JsonOption, Misuse, ModelsOption, emit, failing_cleanly, open_store, read_settings
 from app.cli.derive import check_place, open_parent, progress_bars
 from app.errors import Conflict, InvalidContent, RegistryError
-from app.registry.locking import writing
 from app.registry.robustness import ROBUSTNESS_FILE, find_unmet, keep_measurements, model_files, render_record
+from app.registry.storing.locking import writing
 
 if TYPE_CHECKING:
     from app.optimize.robustness.measure import Outcome
-    from app.registry.servable import Servable
+    from app.registry.servables.servable import Servable
 
 # Of the float32 that attacks compute in.
 _LARGEST_STRENGTH = 3.4e38

@@ -19,7 +19,7 @@ from app.engine.cpu import Sizing, choose_sizing, cpu_allowance, memory_limit_by
 from app.errors import RegistryError
 from app.logs import configure_logging
 from app.monitoring.keys import SigningKeys
-from app.registry.quarantine import Quarantine
+from app.registry.serving.quarantine import Quarantine
 from app.registry.store import Store
 from app.registry.versions import Version
 from app.settings import Settings

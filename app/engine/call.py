@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from app.engine.lane import Priority
 from app.errors import HeadwayError
 from app.processing.consistency import Violation
-from app.registry.servable import Content, Item
+from app.registry.servables.servable import Content, Item
 from app.tensors import Tensors
 
 

@@ -20,9 +20,9 @@ from app.engine.execution import Part
 from app.engine.lane import Executor, Priority, Work
 from app.errors import HeadwayError
 from app.metrics import Metrics
-from app.registry.bin_sample import BinSample
-from app.registry.composed import Combined, Composed, Lease
-from app.registry.servable import Content, Resolved, Servable
+from app.registry.servables.bin_sample import BinSample
+from app.registry.servables.composed import Combined, Composed, Lease
+from app.registry.servables.servable import Content, Resolved, Servable
 from app.registry.steps import StepRun
 from app.runtimes.base import Cancellation
 from app.tensors import Array, Tensors

@@ -14,10 +14,10 @@ from prometheus_client import Counter
 from app.metrics import Metrics
 from app.monitoring.tallies import Tallies
 from app.registry.baseline import Baseline
-from app.registry.bin_sample import BinSample
-from app.registry.lifecycle import Registry
-from app.registry.release import STABLE, Release
-from app.registry.servable import Servable
+from app.registry.releases.release import STABLE, Release
+from app.registry.servables.bin_sample import BinSample
+from app.registry.servables.servable import Servable
+from app.registry.serving.lifecycle import Registry
 
 logger = logging.getLogger(__name__)
 

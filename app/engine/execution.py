@@ -12,8 +12,8 @@ from app.engine.lane import Work
 from app.errors import BodyTooLarge, HeadwayError, InvalidContent
 from app.metrics import Metrics
 from app.processing.consistency import Violation
-from app.registry.batch_axis import unstack
-from app.registry.servable import Content, ContentKind, Item, Servable
+from app.registry.servables.batch_axis import unstack
+from app.registry.servables.servable import Content, ContentKind, Item, Servable
 from app.runtimes.base import Cancellation
 from app.tensors import Tensors
 

@@ -16,11 +16,11 @@ from app.engine.shadow import Shadow
 from app.errors import HeadwayError, ImageTooLarge, InvalidContent, InvalidImage
 from app.metrics import Metrics
 from app.processing.consistency import Violation
-from app.registry.batch_axis import join
-from app.registry.composed import Composed
-from app.registry.lifecycle import Registry, Resolved
 from app.registry.manifest import ClassificationAnswer
-from app.registry.servable import Content, ContentKind, Item, Servable
+from app.registry.servables.batch_axis import join
+from app.registry.servables.composed import Composed
+from app.registry.servables.servable import Content, ContentKind, Item, Servable
+from app.registry.serving.lifecycle import Registry, Resolved
 from app.registry.versions import ModelRef
 from app.runtimes.base import Cancellation
 from app.tensors import Tensors

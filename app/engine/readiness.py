@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from app.errors import Draining, ModelNotReady, Unavailable
-from app.registry.lifecycle import Registry
-from app.registry.status import State
+from app.registry.serving.lifecycle import Registry
+from app.registry.serving.status import State
 
 
 class Flag(Protocol):

@@ -19,8 +19,8 @@ import numpy as np
 from app.engine.call import Answer, Call
 from app.errors import HeadwayError
 from app.metrics import Metrics, ShadowMetrics
-from app.registry.lifecycle import Resolved
-from app.registry.servable import Item, Servable
+from app.registry.servables.servable import Item, Servable
+from app.registry.serving.lifecycle import Resolved
 from app.tensors import Tensors
 
 logger = logging.getLogger(__name__)

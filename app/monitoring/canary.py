@@ -1,6 +1,6 @@
 """A canary against stable by three criteria: errors, latency, accuracy. Pure: counts come in, verdicts go out.
 
-Who is compared, and what is done about a worse one, is decided in registry/canary_guard.py.
+Who is compared, and what is done about a worse one, is decided in registry/releases/canary_guard.py.
 """
 
 from __future__ import annotations

@@ -30,12 +30,12 @@ from app.registry.baseline import (
     megapixels,
     photo_features,
 )
-from app.registry.difference import Bump, bumped
-from app.registry.draft import write_manifest
+from app.registry.drafting.difference import Bump, bumped
+from app.registry.drafting.draft import write_manifest
 from app.registry.manifest import FileEntry, Manifest
-from app.registry.recycle_bin import RecycleBin
-from app.registry.servable import Content, Resolved, Servable
+from app.registry.servables.servable import Content, Resolved, Servable
 from app.registry.store import Store, digest_of, verify_files
+from app.registry.storing.recycle_bin import RecycleBin
 from app.registry.versions import Version
 from app.tensors import Array, Tensors
 

@@ -14,10 +14,10 @@ from app.errors import InvalidContent, RunFailed
 from app.optimize.compare import mcnemar_p_value
 from app.optimize.examples import Examples
 from app.optimize.footprint import measure_footprint
-from app.registry.composed import Composed
-from app.registry.loading import weights_beside
 from app.registry.manifest import TensorAnswer
-from app.registry.servable import Servable
+from app.registry.servables.composed import Composed
+from app.registry.servables.loading import weights_beside
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.tensors import Array, Tensors
 

@@ -21,10 +21,10 @@ from app.optimize.evaluate import (
     record_together,
 )
 from app.optimize.footprint import Memory, measure_memory
-from app.registry.composed import Composed
-from app.registry.lifecycle import Registry
-from app.registry.opening import Opener
-from app.registry.servable import Resolved, Servable
+from app.registry.servables.composed import Composed
+from app.registry.servables.opening import Opener
+from app.registry.servables.servable import Resolved, Servable
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 

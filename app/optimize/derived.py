@@ -19,14 +19,14 @@ from app.optimize import before_after
 from app.optimize.before_after import BeforeAfter
 from app.optimize.examples import Examples
 from app.optimize.machine import describe_machine
-from app.registry.difference import Bump, bumped
-from app.registry.draft import write_manifest
-from app.registry.golden import recorded_outputs
-from app.registry.loading import load_servable, weights_beside
+from app.registry.drafting.difference import Bump, bumped
+from app.registry.drafting.draft import write_manifest
 from app.registry.manifest import MODEL_FILES, ClassificationAnswer, Manifest
-from app.registry.recycle_bin import RecycleBin
-from app.registry.servable import Servable
+from app.registry.servables.golden import recorded_outputs
+from app.registry.servables.loading import load_servable, weights_beside
+from app.registry.servables.servable import Servable
 from app.registry.store import Store, verify_files
+from app.registry.storing.recycle_bin import RecycleBin
 from app.registry.versions import Version
 from app.runtimes.packed import SUFFIX as PACKED
 from app.runtimes.packed import pack

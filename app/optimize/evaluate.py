@@ -15,9 +15,9 @@ from app.engine.inference import Inference
 from app.errors import HeadwayError, InvalidContent
 from app.monitoring.quality import score_classes
 from app.optimize.labels_file import LABELS_FILE, read_labels
-from app.registry.composed import Composed
-from app.registry.lifecycle import Resolved
-from app.registry.servable import Content, Item, Servable
+from app.registry.servables.composed import Composed
+from app.registry.servables.servable import Content, Item, Servable
+from app.registry.serving.lifecycle import Resolved
 from app.tensors import Array
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})

@@ -13,7 +13,7 @@ from app.errors import InvalidContent
 from app.optimize.baseline import find_inputs
 from app.optimize.evaluate import find_samples
 from app.optimize.texts import find_texts
-from app.registry.servable import Content, Servable
+from app.registry.servables.servable import Content, Servable
 from app.tensors import NUMPY_DTYPES, Array, Tensors, TensorSpec
 
 CLASS_COLUMN = "class_index"

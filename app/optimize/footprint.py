@@ -16,9 +16,9 @@ import app
 from app.engine.inference import Inference
 from app.errors import RunFailed
 from app.optimize.evaluate import predict_image
-from app.registry.lifecycle import Registry
-from app.registry.opening import Opener
-from app.registry.servable import Resolved, Servable
+from app.registry.servables.opening import Opener
+from app.registry.servables.servable import Resolved, Servable
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 
 _STATUS = Path("/proc/self/status")

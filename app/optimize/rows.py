@@ -10,7 +10,7 @@ import numpy as np
 
 from app.errors import InvalidContent
 from app.registry.baseline import MAX_FEATURES, is_name
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.tensors import NUMPY_DTYPES, Array, Tensors, TensorSpec
 
 SUFFIXES = (".csv", ".npy", ".npz")

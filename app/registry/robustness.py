@@ -13,10 +13,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import RegistryError
-from app.registry.locking import changing
 from app.registry.manifest import ClassificationAnswer, Manifest
-from app.registry.release_file import FileCalls, replace_release
+from app.registry.releases.release_file import FileCalls, replace_release
 from app.registry.store import Store
+from app.registry.storing.locking import changing
 from app.registry.yaml import describe_validation_error
 
 ROBUSTNESS_FILE = "robustness.json"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from app.errors import RegistryError
-from app.registry.composed import MAX_DEPTH
 from app.registry.manifest import Manifest
-from app.registry.release import STABLE
+from app.registry.releases.release import STABLE
+from app.registry.servables.composed import MAX_DEPTH
 from app.registry.store import Store
 from app.registry.versions import ModelRef, Version, is_version
 

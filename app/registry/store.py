@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import RegistryError
 from app.registry.manifest import FileEntry, Manifest, read_manifest
-from app.registry.release import Release, implicit_release
+from app.registry.releases.release import Release, implicit_release
 from app.registry.versions import MODEL_NAME, Version
 from app.registry.yaml import parse_yaml, read_yaml
 

@@ -16,9 +16,9 @@ from app.api.application import Application
 from app.api.canary import CanaryApi
 from app.api.middleware import KeyRing, RequestMiddleware
 from app.metrics import DURATION_BUCKETS
-from app.registry.canary_guard import CanaryJudge
-from app.registry.editor import ReleaseEditor
-from app.registry.lifecycle import Registry
+from app.registry.releases.canary_guard import CanaryJudge
+from app.registry.releases.editor import ReleaseEditor
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.storage.counts import CountsStore, RequestCounts
 from app.storage.database import Database, open_database

@@ -20,9 +20,9 @@ from app.engine.execution import Execution, Part
 from app.engine.lane import Work
 from app.errors import RegistryError
 from app.metrics import Metrics
-from app.registry.lifecycle import Registry
-from app.registry.loading import load_servable
-from app.registry.servable import Content, Item
+from app.registry.servables.loading import load_servable
+from app.registry.servables.servable import Content, Item
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.runtimes.base import Cancellation
 from tests.fixtures_models import write_composition, write_model, write_release

@@ -20,7 +20,7 @@ from app.monitoring.binning import Bins, ClassBins
 from app.monitoring.drift import BaselineOf, DriftReports
 from app.registry.answers import Answers
 from app.registry.baseline import Baseline
-from app.registry.lifecycle import Registry
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.storage.counts import BinCounts, CountsStore
 from app.storage.database import Database, open_database

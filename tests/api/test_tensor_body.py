@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.registry.loading import load_servable
+from app.registry.servables.loading import load_servable
 from tests.fixtures_models import write_model, write_release
 from tests.running import MODELS, PATIENCE_SECONDS, running_server
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from app.registry.loading import load_servable
+from app.registry.servables.loading import load_servable
 from bench.tensor_body import (
     EMPTY,
     IN_FLOATS,

@@ -16,9 +16,9 @@ from app.monitoring.binning import Bins, ClassBins
 from app.optimize.baseline import find_inputs
 from app.optimize.examples import find_labelled
 from app.registry.baseline import Baseline
-from app.registry.draft import Draft, Wishes
-from app.registry.loading import load_servable
+from app.registry.drafting.draft import Draft, Wishes
 from app.registry.manifest import read_manifest
+from app.registry.servables.loading import load_servable
 from tests.cli.conftest import Headway
 from tests.fixtures_models import write_model, write_release
 

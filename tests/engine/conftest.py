@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.registry.lifecycle import Registry
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from tests.fixtures_models import write_model, write_release
 

@@ -20,9 +20,9 @@ from app.engine.inference import Inference
 from app.engine.lane import Work
 from app.errors import InvalidTensor, RegistryError, RunFailed
 from app.metrics import Metrics
-from app.registry.lifecycle import Registry
-from app.registry.loading import load_servable
-from app.registry.servable import Content, Item
+from app.registry.servables.loading import load_servable
+from app.registry.servables.servable import Content, Item
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.runtimes.pool import RuntimePool

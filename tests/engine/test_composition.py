@@ -30,8 +30,8 @@ from app.errors import (
     RunFailed,
 )
 from app.metrics import Metrics
-from app.registry.lifecycle import Registry
-from app.registry.servable import Content, Item, Servable
+from app.registry.servables.servable import Content, Item, Servable
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.runtimes.base import Runtime

@@ -21,9 +21,9 @@ from app.metrics import Metrics
 from app.monitoring.tallies import Tallies
 from app.optimize.baseline import find_inputs, measure, write_carrier
 from app.registry.baseline import Baseline
-from app.registry.bin_sample import PHOTOS_A_SECOND, ROWS_A_SECOND
-from app.registry.lifecycle import Registry
-from app.registry.servable import Content
+from app.registry.servables.bin_sample import PHOTOS_A_SECOND, ROWS_A_SECOND
+from app.registry.servables.servable import Content
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.storage.counts import CountsStore

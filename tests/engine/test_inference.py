@@ -29,8 +29,8 @@ from app.errors import (
     RunFailed,
     Unavailable,
 )
-from app.registry.lifecycle import Registry
-from app.registry.servable import Content, ContentKind, Item
+from app.registry.servables.servable import Content, ContentKind, Item
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from tests.engine.executors import PATIENCE_SECONDS, Functions, Gate

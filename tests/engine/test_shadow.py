@@ -20,8 +20,8 @@ from app.engine.lane import Work
 from app.engine.shadow import QUEUE_LENGTH, compare
 from app.metrics import Metrics
 from app.processing.classification import Prediction
-from app.registry.lifecycle import Registry
-from app.registry.servable import Item
+from app.registry.servables.servable import Item
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from tests.engine.executors import PATIENCE_SECONDS, Functions, Gate

@@ -15,10 +15,10 @@ from app.engine.inference import Inference
 from app.errors import InvalidContent, RegistryError
 from app.optimize.baseline import Measured, find_carrier, find_inputs, measure, next_patch, write_carrier
 from app.registry.baseline import PHOTO_FEATURES, load_baseline
-from app.registry.lifecycle import Registry
 from app.registry.manifest import read_manifest
-from app.registry.recycle_bin import RecycleBin
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store, verify_files
+from app.registry.storing.recycle_bin import RecycleBin
 from app.registry.versions import ModelRef
 from tests.fixtures_models import GOLDEN, onnx_file, write_composition, write_model, write_release
 

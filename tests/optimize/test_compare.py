@@ -43,7 +43,7 @@ from app.optimize.evaluate import (
     macro_scores,
     record_together,
 )
-from app.registry.lifecycle import Registry, Resolved
+from app.registry.serving.lifecycle import Registry, Resolved
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from tests.fixtures_models import COLOUR_LABELS, onnx_file, write_composition, write_model

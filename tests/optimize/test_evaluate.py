@@ -15,7 +15,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from app.engine.inference import Inference
 from app.errors import InvalidContent
 from app.optimize.evaluate import Confusion, Evaluation, Sample, StepUse, evaluate, find_samples, macro_scores
-from app.registry.lifecycle import Registry
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from tests.fixtures_models import COLOUR_LABELS, write_composition, write_model

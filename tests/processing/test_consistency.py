@@ -18,8 +18,8 @@ from app.errors import InvalidTensor, RegistryError
 from app.processing.consistency import Consistency, InputCheck, Violation
 from app.processing.tensor import tensors_from_json
 from app.processing.value_policy import ValuePolicy
-from app.registry.loading import load_servable
 from app.registry.manifest import read_manifest
+from app.registry.servables.loading import load_servable
 from app.tensors import NUMPY_DTYPES, Array, TensorSpec
 from tests.fixtures_models import write_model
 

@@ -24,8 +24,8 @@ from app.optimize.baseline import find_inputs, measure, write_carrier
 from app.optimize.evaluate import evaluate, find_samples
 from app.optimize.labels_file import LABELS_FILE
 from app.processing.image import ImageProcessing, ImageProcessor
-from app.registry.lifecycle import Registry
-from app.registry.servable import Resolved
+from app.registry.servables.servable import Resolved
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from tests.fixtures_models import edit_manifest, onnx_file, write_model, write_release

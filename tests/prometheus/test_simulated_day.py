@@ -33,10 +33,10 @@ from app.monitoring.reports import QualityReports
 from app.monitoring.tallies import Tallies
 from app.registry.answers import Answers
 from app.registry.baselines import Baselines
-from app.registry.bin_sample import PHOTOS_A_SECOND
-from app.registry.lifecycle import Registry
-from app.registry.servable import Content, Item
-from app.registry.states import ModelStates
+from app.registry.servables.bin_sample import PHOTOS_A_SECOND
+from app.registry.servables.servable import Content, Item
+from app.registry.serving.lifecycle import Registry
+from app.registry.serving.states import ModelStates
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.storage.counts import CountsStore

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import ReleaseConflict
-from app.registry.changes import Promote, SetAlias
-from app.registry.editor import Note, ReleaseEditor
-from app.registry.release_file import FileCalls
+from app.registry.releases.changes import Promote, SetAlias
+from app.registry.releases.editor import Note, ReleaseEditor
+from app.registry.releases.release_file import FileCalls
 from app.registry.store import Store
 
 

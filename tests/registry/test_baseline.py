@@ -26,8 +26,8 @@ from app.registry.baseline import (
     photo_pixels,
     read_baseline,
 )
-from app.registry.loading import load_servable
 from app.registry.manifest import read_manifest
+from app.registry.servables.loading import load_servable
 from tests.fixtures_models import edit_manifest, file_entry, write_model
 
 _PARAMETERS = {

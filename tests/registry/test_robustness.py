@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 
 from app.errors import Conflict, ModelFailed, RegistryError
-from app.registry.changes import AlsoServe, Change, Promote, Replace, SetAlias, SetShadow
-from app.registry.editor import ReleaseEditor
-from app.registry.lifecycle import Registry
 from app.registry.manifest import read_manifest
-from app.registry.opening import Opener
-from app.registry.release import AliasEntry
+from app.registry.releases.changes import AlsoServe, Change, Promote, Replace, SetAlias, SetShadow
+from app.registry.releases.editor import ReleaseEditor
+from app.registry.releases.release import AliasEntry
 from app.registry.robustness import (
     ROBUSTNESS_FILE,
     Measurement,
@@ -23,6 +21,8 @@ from app.registry.robustness import (
     model_files,
     read_record,
 )
+from app.registry.servables.opening import Opener
+from app.registry.serving.lifecycle import Registry
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from tests.fixtures_models import edit_manifest, write_composition, write_model, write_release

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper
 
 from app import load
 from app.errors import RegistryError, RuntimeLoadError
-from app.registry.draft import write_manifest
-from app.registry.loading import load_servable
+from app.registry.drafting.draft import write_manifest
 from app.registry.manifest import read_manifest
+from app.registry.servables.loading import load_servable
 from app.runtimes.onnx_file import external_locations
 from app.runtimes.packed import pack, read_model_file, unpacked_size
 from tests.running import ROOT

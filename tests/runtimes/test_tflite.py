@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from app.errors import RegistryError, RunFailed, RuntimeLoadError
-from app.registry.loading import load_servable
+from app.registry.servables.loading import load_servable
 from app.runtimes.base import Cancellation
 from app.runtimes.tflite import TfliteRuntime
 from app.tensors import Array, TensorSpec, object_array

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from onnx import helper
 
-from app.registry.changes import SetAlias
-from app.registry.editor import Note, ReleaseEditor
+from app.registry.releases.changes import SetAlias
+from app.registry.releases.editor import Note, ReleaseEditor
 from app.registry.store import Store
 from tests.fixtures_models import onnx_file, write_model, write_release
 from tests.running import PATIENCE_SECONDS, RunningServer, running_server

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from app.registry.worker_states import read_worker_states
+from app.registry.serving.worker_states import read_worker_states
 from tests.fixtures_models import GOLDEN, write_model, write_release
 from tests.running import MODELS, PATIENCE_SECONDS, ROOT, RunningServer, running_server
 

@@ -17,7 +17,7 @@ from app.engine.call import Answer
 from app.errors import InvalidContent
 from app.processing.tensor_bytes import array_to_bytes
 from app.registry.manifest import ClassificationAnswer
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.tensors import Array, object_array
 
 # Of one answer, over all its rows: each is a text, which takes 60 bytes and a microsecond.

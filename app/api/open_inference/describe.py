@@ -10,13 +10,13 @@ from typing import Any
 import app
 from app.engine.execution import MOST_RUNS
 from app.errors import ModelFailed, ModelNotReady, ModelQuarantined
-from app.registry.batch_axis import BatchAxis
-from app.registry.lifecycle import Registry
 from app.registry.manifest import Manifest
-from app.registry.release import STABLE
-from app.registry.status import State, VersionStatus
+from app.registry.releases.release import STABLE
+from app.registry.servables.batch_axis import BatchAxis
+from app.registry.serving.lifecycle import Registry
+from app.registry.serving.status import State, VersionStatus
+from app.registry.serving.worker_states import read_worker_states
 from app.registry.versions import ModelRef, Version
-from app.registry.worker_states import read_worker_states
 from app.tensors import TensorSpec
 
 # Only what works: clients switch on what they find here.

@@ -19,7 +19,7 @@ from app.api.reception import Reception, server_timing
 from app.api.schemas import ErrorResponse
 from app.errors import InvalidContent
 from app.monitoring.prediction_id import PredictionIds
-from app.registry.servable import ContentKind
+from app.registry.servables.servable import ContentKind
 from app.registry.versions import ModelRef
 
 PROTOCOL = "v2"

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import Conflict, InvalidContent, ModelFailed, ModelNotFound, ModelNotReady, RegistryFull
-from app.registry.lifecycle import Registry
-from app.registry.status import ModelStatus, State
+from app.registry.serving.lifecycle import Registry
+from app.registry.serving.status import ModelStatus, State
+from app.registry.serving.wishes import Wish, Wishes
+from app.registry.serving.worker_states import WorkerState, describe_model, merge_versions, read_worker_states
 from app.registry.versions import Version
-from app.registry.wishes import Wish, Wishes
-from app.registry.worker_states import WorkerState, describe_model, merge_versions, read_worker_states
 
 _POLL_SECONDS = 0.05
 # Clients give an answer 60 s as a rule.

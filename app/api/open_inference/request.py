@@ -14,7 +14,7 @@ from app.api.problems import explain_invalid
 from app.errors import BodyTooLarge, InvalidContent, InvalidImage, InvalidTensor
 from app.processing.tensor import array_from_json, tensors_from_bytes
 from app.processing.tensor_bytes import array_from_bytes
-from app.registry.servable import Content, Servable
+from app.registry.servables.servable import Content, Servable
 from app.tensors import DATATYPES, Array, Tensors, TensorSpec
 
 LENGTH_HEADER = b"inference-header-content-length"

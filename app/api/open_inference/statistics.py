@@ -15,8 +15,8 @@ from prometheus_client.samples import Sample
 
 from app.deferred import FLUSH_SECONDS
 from app.metrics import Metrics
-from app.registry.lifecycle import Registry
-from app.registry.status import VersionStatus
+from app.registry.serving.lifecycle import Registry
+from app.registry.serving.status import VersionStatus
 
 # Of all samples of a scrape, those that are told here.
 _SECONDS, _ANSWERS = "headway_request_duration_seconds_sum", "headway_request_duration_seconds_count"

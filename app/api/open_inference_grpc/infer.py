@@ -35,7 +35,7 @@ from app.errors import HeadwayError, InvalidContent, InvalidTensor
 from app.monitoring.prediction_id import PredictionIds
 from app.processing.tensor import array_from_json
 from app.processing.tensor_bytes import array_from_bytes, array_to_bytes
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.registry.versions import ModelRef
 from app.tensors import DATATYPES, Array, TensorSpec
 

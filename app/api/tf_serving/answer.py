@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from app.api.json_arrays import PIECE, array_to_json, join_parts
 from app.engine.call import Answer
 from app.errors import InvalidContent
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.tensors import Array, Tensors
 
 _BINARY_SUFFIX = "_bytes"

@@ -22,7 +22,7 @@ from app.api.tf_serving.versions import ServingVersions
 from app.engine.call import Answer
 from app.errors import InvalidContent, MethodNotAllowed
 from app.monitoring.prediction_id import PredictionIds
-from app.registry.servable import ContentKind
+from app.registry.servables.servable import ContentKind
 from app.registry.versions import ModelRef
 
 PROTOCOL = "tf_serving"

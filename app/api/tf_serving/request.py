@@ -13,7 +13,7 @@ from app.api.flags import check_flags, may_hold_flags
 from app.api.problems import explain_invalid
 from app.errors import BodyTooLarge, InvalidContent, InvalidImage, InvalidTensor
 from app.processing.tensor import tensors_from_json
-from app.registry.servable import Content, Servable
+from app.registry.servables.servable import Content, Servable
 from app.tensors import Tensors, TensorSpec, describe_shape
 
 SIGNATURE = "serving_default"

@@ -16,10 +16,10 @@ from app.api.tf_serving.predict import SUBJECTS
 from app.api.tf_serving.request import SIGNATURE
 from app.api.tf_serving.versions import ServingVersions
 from app.errors import Unavailable
-from app.registry.lifecycle import Registry
-from app.registry.status import State, VersionStatus
+from app.registry.serving.lifecycle import Registry
+from app.registry.serving.status import State, VersionStatus
+from app.registry.serving.worker_states import merge_versions, read_worker_states
 from app.registry.versions import ModelRef, Version
-from app.registry.worker_states import merge_versions, read_worker_states
 from app.tensors import TensorSpec
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {status: ERROR_RESPONSES[status] for status in (400, 401, 404, 503)}

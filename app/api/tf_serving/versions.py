@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app.errors import InvalidContent
-from app.registry.lifecycle import Registry
+from app.registry.serving.lifecycle import Registry
 from app.registry.versions import ModelRef, Version, is_version
 
 

@@ -17,9 +17,9 @@ from app.optimize.conversion.forms import form_of
 from app.optimize.conversion.samples import Agreement, Samples, by_rows, compare
 from app.optimize.conversion.source import Source, Target, digest_of, versions_of
 from app.optimize.derived import CARD, table
-from app.registry.draft import Draft, Wishes, write_manifest
+from app.registry.drafting.draft import Draft, Wishes, write_manifest
+from app.registry.drafting.probe import open_model_file
 from app.registry.manifest import MODEL_FILES
-from app.registry.probe import open_model_file
 from app.tensors import Tensors
 
 _UNKNOWN = "not known to the converter"

@@ -14,7 +14,7 @@ from app.errors import InvalidContent
 from app.optimize.evaluate import IMAGE_SUFFIXES
 from app.optimize.examples import CLASS_COLUMN, Examples, find_examples
 from app.optimize.labels_file import LABELS_FILE, read_labels
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.tensors import NUMPY_DTYPES, Array, TensorSpec
 
 UNKNOWN = -1

@@ -14,7 +14,7 @@ from app.optimize.distillation.teacher import Lessons, check_teacher
 from app.optimize.examples import Examples
 from app.optimize.networks.torch_export import export_onnx
 from app.registry.manifest import COMPOSITION, ClassificationAnswer
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.tensors import Array, Tensors
 
 

@@ -11,7 +11,7 @@ from app.errors import InvalidContent, RunFailed
 from app.optimize.distillation.data import UNKNOWN
 from app.optimize.examples import Examples
 from app.registry.manifest import ClassificationAnswer
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.tensors import Array, Tensors
 
 # Probabilities in 8 bits add up to 1 within half a step a class.

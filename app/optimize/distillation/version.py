@@ -24,7 +24,7 @@ from app.optimize.distillation.training import Epoch, Plan, is_reached, least_lo
 from app.optimize.examples import Examples
 from app.optimize.networks.fine_tune import reproducible
 from app.optimize.networks.torch_export import load_factory
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 
 PICTURE = "distillation.svg"

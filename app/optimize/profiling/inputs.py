@@ -12,8 +12,8 @@ from PIL import Image
 
 from app.errors import InvalidContent
 from app.optimize.examples import Examples, find_labelled
-from app.registry.golden import GoldenFile
-from app.registry.servable import ContentKind, Servable
+from app.registry.servables.golden import GoldenFile
+from app.registry.servables.servable import ContentKind, Servable
 
 _MOST = 32
 _BLANK_PHOTO = (320, 320)

@@ -22,7 +22,7 @@ from app.optimize.profiling.counts_tflite import count_tflite
 from app.optimize.profiling.inputs import Contents, find_contents
 from app.optimize.profiling.records import Accuracy, Hardware, MemoryUse, Percentiles, Profile, Throughput
 from app.optimize.profiling.stack import Opened, libraries_of
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.tensors import Tensors
 

@@ -14,9 +14,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import Conflict, RegistryError
-from app.registry.locking import changing, describe_write_error
-from app.registry.release_file import FileCalls, replace_release
+from app.registry.releases.release_file import FileCalls, replace_release
 from app.registry.store import Store
+from app.registry.storing.locking import changing, describe_write_error
 
 PROFILES = "profiles.json"
 RuntimeName = Literal["onnx", "tflite", "openvino"]

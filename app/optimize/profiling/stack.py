@@ -11,10 +11,10 @@ from pathlib import Path
 from app.errors import InvalidContent, RegistryError
 from app.optimize.profiling.openvino_runtime import OpenvinoRuntime, import_openvino
 from app.optimize.profiling.records import RUNTIME_TITLES, RuntimeName, Stack
-from app.registry.golden import run_golden_tests
 from app.registry.manifest import COMPOSITION, Manifest, read_manifest
-from app.registry.opening import Opener
-from app.registry.servable import Servable
+from app.registry.servables.golden import run_golden_tests
+from app.registry.servables.opening import Opener
+from app.registry.servables.servable import Servable
 from app.registry.store import Store, verify_files
 
 _PACKAGES: dict[RuntimeName, str] = {"onnx": "onnxruntime", "tflite": "ai-edge-litert", "openvino": "openvino"}

@@ -38,7 +38,7 @@ from app.optimize.pruning.weights import (
     weighted,
 )
 from app.registry.manifest import ClassificationAnswer
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 
 # Weights go in so many steps over the first half of the fine-tuning; the other half is to recover.
 _STAGES = 10

@@ -19,7 +19,7 @@ from app.optimize.pruning.method import Method
 from app.optimize.pruning.network import Pruned, Pruning
 from app.optimize.pruning.sensitivity import LayerReport, Sensitivity
 from app.registry.manifest import ClassificationAnswer
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.runtimes.packed import pack
 

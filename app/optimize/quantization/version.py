@@ -16,7 +16,7 @@ from app.optimize.derived import Derivation, Progress
 from app.optimize.examples import Examples, pick
 from app.optimize.quantization.method import Method
 from app.optimize.quantization.noise import LayerError, propose_float
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.tensors import Tensors
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from app.optimize.robustness.space import Space
 from app.registry.manifest import ClassificationAnswer
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.tensors import Array
 
 # Of so many answers at most; black-box attacks ask for the same sample several times in a row.

@@ -16,8 +16,8 @@ from app.errors import InvalidContent, ModelNotFound, RegistryError, RuntimeLoad
 from app.optimize.robustness.engine import Engine
 from app.optimize.robustness.space import Pixels, Rows, space_of
 from app.registry.manifest import ClassificationAnswer, Manifest
-from app.registry.opening import Opener
-from app.registry.servable import Servable
+from app.registry.servables.opening import Opener
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.tensors import Array

@@ -23,7 +23,7 @@ from app.optimize.robustness.gradients import Gradients, find_gradients
 from app.optimize.robustness.space import Pixels, Space, space_of
 from app.optimize.robustness.tally import Example, Samples, Tallies
 from app.registry.robustness import Measurement
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.tensors import Array
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from app.errors import InvalidContent
 from app.processing.image import ImageProcessing
-from app.registry.servable import Servable
+from app.registry.servables.servable import Servable
 from app.tensors import NUMPY_DTYPES, Array, Tensors
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from app.api.open_inference.repository import Repository
 from app.errors import Conflict
-from app.registry.lifecycle import Registry
+from app.registry.serving.lifecycle import Registry
+from app.registry.serving.wishes import Wishes
 from app.registry.store import Store
-from app.registry.wishes import Wishes
 from tests.api.conftest import TOKEN, open_admin
 from tests.fixtures_models import write_model
 from tests.running import PATIENCE_SECONDS, RunningServer

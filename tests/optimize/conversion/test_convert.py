@@ -30,7 +30,7 @@ from app.optimize.conversion.samples import random_samples
 from app.optimize.conversion.source import Given, Target, digest_of, parse_input
 from app.optimize.conversion.version import Conversion, convert_source, origin_of, write_version
 from app.optimize.conversion.weights import read_safetensors
-from app.registry.draft import Wishes
+from app.registry.drafting.draft import Wishes
 from app.registry.manifest import ClassificationAnswer, Manifest, read_manifest
 from tests.fixtures_convert import (
     LITERT_PYTHON,

@@ -19,7 +19,7 @@ from app.optimize.distillation.teacher import Lessons, gather
 from app.optimize.distillation.training import Plan, label_loss, least_loss, loss_terms, measure_accuracy, seeded, train
 from app.optimize.examples import find_labelled
 from app.optimize.networks.fine_tune import reproducible
-from app.registry.opening import Opener
+from app.registry.servables.opening import Opener
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.tensors import Array

@@ -13,8 +13,8 @@ from scipy.special import log_softmax
 from app.errors import InvalidContent
 from app.optimize.distillation.data import UNKNOWN, find_partly_labelled, select, split
 from app.optimize.distillation.teacher import read_logits
-from app.registry.opening import Opener
-from app.registry.servable import Servable
+from app.registry.servables.opening import Opener
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from tests.fixtures_models import write_model

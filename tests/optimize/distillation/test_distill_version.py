@@ -21,11 +21,11 @@ from app.optimize.distillation.data import find_partly_labelled
 from app.optimize.distillation.training import Epoch, Plan
 from app.optimize.distillation.version import PICTURE, Outcome, Wishes, distill_version
 from app.optimize.examples import find_labelled
-from app.registry.golden import run_golden_tests
-from app.registry.loading import load_servable
 from app.registry.manifest import read_manifest
-from app.registry.opening import Opener
-from app.registry.servable import Servable
+from app.registry.servables.golden import run_golden_tests
+from app.registry.servables.loading import load_servable
+from app.registry.servables.opening import Opener
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from recipes.digits import split_digits

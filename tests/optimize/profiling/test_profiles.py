@@ -15,13 +15,13 @@ from app.errors import Conflict, RegistryError
 from app.optimize.baseline import write_carrier
 from app.optimize.profiling.matrix import make_matrix
 from app.optimize.profiling.records import PROFILES, Hardware, Profile, Stack, keep_profiles, read_profiles
-from app.registry.archive import Limits
-from app.registry.backup import restore_backup, write_backup
 from app.registry.baseline import Baseline
-from app.registry.draft import write_manifest
-from app.registry.intake import Intake
-from app.registry.loading import load_servable
+from app.registry.drafting.draft import write_manifest
+from app.registry.servables.loading import load_servable
 from app.registry.store import Store
+from app.registry.storing.archive import Limits
+from app.registry.storing.backup import restore_backup, write_backup
+from app.registry.storing.intake import Intake
 from app.registry.versions import Version
 from tests.fixtures_models import GOLDEN, write_model, write_release
 

@@ -19,10 +19,10 @@ from app.optimize.networks.fine_tune import Recipe
 from app.optimize.pruning.method import Amount, Method
 from app.optimize.pruning.network import Pruning
 from app.optimize.pruning.version import PICTURE, Outcome, Wishes, prune_version
-from app.registry.draft import write_manifest
+from app.registry.drafting.draft import write_manifest
 from app.registry.manifest import read_manifest
-from app.registry.opening import Opener
-from app.registry.servable import Servable
+from app.registry.servables.opening import Opener
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.runtimes.packed import read_model_file

@@ -10,8 +10,8 @@ from PIL import Image
 
 from app.errors import InvalidContent
 from app.optimize.examples import find_examples, find_labelled
-from app.registry.opening import Opener
-from app.registry.servable import Servable
+from app.registry.servables.opening import Opener
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from tests.fixtures_models import write_model

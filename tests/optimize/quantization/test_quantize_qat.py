@@ -19,11 +19,11 @@ from app.optimize.quantization.method import Method
 from app.optimize.quantization.quantizer import Quantizer
 from app.optimize.quantization.training import Lesson, Trained, train
 from app.optimize.quantization.version import Wishes, quantize_version
-from app.registry.golden import run_golden_tests
-from app.registry.loading import load_servable
 from app.registry.manifest import read_manifest
-from app.registry.opening import Opener
-from app.registry.servable import Servable
+from app.registry.servables.golden import run_golden_tests
+from app.registry.servables.loading import load_servable
+from app.registry.servables.opening import Opener
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.tensors import Array

@@ -19,10 +19,10 @@ from app.optimize.quantization.noise import LayerError
 from app.optimize.quantization.tflite import TfliteQuantizer
 from app.optimize.quantization.tflite_graph import code_of, constant, name_of
 from app.optimize.quantization.version import Wishes, quantize_version
-from app.registry.golden import run_golden_tests
-from app.registry.loading import load_servable
 from app.registry.manifest import read_manifest
-from app.registry.opening import Opener
+from app.registry.servables.golden import run_golden_tests
+from app.registry.servables.loading import load_servable
+from app.registry.servables.opening import Opener
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from app.runtimes.tflite import TfliteRuntime

@@ -21,13 +21,13 @@ from app.optimize.derived import find_same, next_minor
 from app.optimize.examples import find_examples, find_labelled
 from app.optimize.quantization.method import Method
 from app.optimize.quantization.version import Outcome, Wishes, quantize_version
-from app.registry.golden import run_golden_tests
-from app.registry.loading import load_servable
 from app.registry.manifest import read_manifest
-from app.registry.opening import Opener
-from app.registry.recycle_bin import RecycleBin
-from app.registry.servable import Servable
+from app.registry.servables.golden import run_golden_tests
+from app.registry.servables.loading import load_servable
+from app.registry.servables.opening import Opener
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
+from app.registry.storing.recycle_bin import RecycleBin
 from app.registry.versions import ModelRef
 from recipes.digits import split_digits
 from tests.fixtures_models import onnx_file, write_composition, write_model, write_release

@@ -20,9 +20,9 @@ from app.optimize.robustness.gradients import Differences, NetworkGradients, log
 from app.optimize.robustness.measure import Outcome, Wishes, measure
 from app.optimize.robustness.space import Pixels, Rows, space_of
 from app.processing.image import ImageProcessing, ImageProcessor
-from app.registry.loading import load_servable
-from app.registry.opening import Opener
-from app.registry.servable import Servable
+from app.registry.servables.loading import load_servable
+from app.registry.servables.opening import Opener
+from app.registry.servables.servable import Servable
 from app.registry.store import Store
 from app.registry.versions import ModelRef
 from recipes.digits import split_digits

@@ -1,0 +1,1 @@
+"""A complete version made of a bare model file."""

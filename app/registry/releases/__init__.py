@@ -1,0 +1,1 @@
+"""Which version gets which traffic: the desired state, and how it is changed."""

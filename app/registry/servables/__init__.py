@@ -1,0 +1,1 @@
+"""A version as it is loaded: opened, tested, ready to answer."""

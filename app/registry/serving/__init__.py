@@ -1,0 +1,1 @@
+"""What a process serves: brought to the desired state, and shown."""
