@@ -17,24 +17,27 @@ TENSORS = "tensors"
 
 
 def measure_limit(directory: Path, kind: str, item: object, seconds: float) -> tuple[float, float]:
-    """Runs a second over all processes, and CPU seconds a run."""
+    """Runs a second over all processes, and CPU seconds a run. Raises EOFError where one of them dies."""
     context = multiprocessing.get_context("spawn")
     count = len(os.sched_getaffinity(0))
     barrier = context.Barrier(count)
-    queue = context.SimpleQueue()
-    processes = [
-        context.Process(target=_loop, args=(directory, kind, item, seconds, barrier, queue)) for _ in range(count)
-    ]
-    for process in processes:
+    processes, receivers = [], []
+    for _ in range(count):
+        receiver, sender = context.Pipe(duplex=False)
+        arguments = (directory, kind, item, seconds, barrier, sender)
+        process = context.Process(target=_loop, args=arguments, daemon=True)
         process.start()
-    results = [queue.get() for _ in processes]
+        sender.close()
+        processes.append(process)
+        receivers.append(receiver)
+    results = [receiver.recv() for receiver in receivers]
     for process in processes:
         process.join()
     runs = sum(result[0] for result in results)
     return sum(result[0] / result[1] for result in results), sum(result[2] for result in results) / runs
 
 
-def _loop(directory: Path, kind: str, item: object, seconds: float, barrier, queue) -> None:  # type: ignore[no-untyped-def]
+def _loop(directory: Path, kind: str, item: object, seconds: float, barrier, sender) -> None:  # type: ignore[no-untyped-def]
     servable = load_servable(directory, threads=1)
 
     def answer_one() -> None:
@@ -47,4 +50,4 @@ def _loop(directory: Path, kind: str, item: object, seconds: float, barrier, que
     while (elapsed := time.perf_counter() - started) < seconds:
         answer_one()
         runs += 1
-    queue.put((runs, elapsed, time.process_time() - cpu))
+    sender.send((runs, elapsed, time.process_time() - cpu))

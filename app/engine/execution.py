@@ -193,8 +193,8 @@ class Execution:
             return [Work(Piece(None, tensors, call.outputs, call.top_k, found), rows, signature)]
         if most_runs is not None and rows > self.max_rows * most_runs:
             raise BodyTooLarge(
-                f"input {axis.names[0]!r} has {rows:,} rows; send at most {self.max_rows * most_runs:,}, which are "
-                f"{most_runs:,} runs of batch.max_size of {self._servable.name}"
+                f"input {axis.names[0]!r} has {rows:,} rows; send at most {self.max_rows * most_runs:,}: "
+                f"{most_runs:,} runs of {self.max_rows}, which is batch.max_size of {self._servable.name}"
             )
         parts = [axis.take(tensors, first, first + self.max_rows) for first in range(0, rows, self.max_rows)]
         return [

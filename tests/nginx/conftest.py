@@ -19,7 +19,8 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """m answers rows at once, slow takes as long as it is told, broken cannot be loaded."""
     root = tmp_path_factory.mktemp("models")
     for name, kind in (("m", "scores"), ("slow", "count"), ("broken", "scores")):
-        directory = write_model(root, name, kind=kind)
+        changes = {"batch": {"axis": 0, "max_size": 64}} if name == "m" else {}
+        directory = write_model(root, name, kind=kind, **changes)
         write_release(root, name, "1.0.0")
     with (directory / "model.onnx").open("ab") as file:
         file.write(b"not what the manifest says")

@@ -319,4 +319,4 @@ def test_small_gzip_of_many_rows_is_refused(odd: httpx.Client) -> None:
     assert len(body) < 2_000
     answer = infer(odd, body, **{"content-encoding": "gzip"})
     assert answer.status_code == 413
-    assert "has 100,000 rows; send at most 1,024, which are 1,024 runs" in answer.json()["error"]
+    assert "has 100,000 rows; send at most 1,024: 1,024 runs of 1, which is batch.max_size" in answer.json()["error"]
