@@ -157,7 +157,8 @@ def test_ctrl_c_leaves_nothing(root: Path, data: Path, tmp_path: Path) -> None:
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
     assert sorted(root.rglob("*")) == before
-    assert not list(temporary.iterdir())
+    # torch may have made its own cache there, which all of its programs share.
+    assert not [path for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]
 
 
 def test_guide_and_reference_name_the_options_that_are_there() -> None:
