@@ -62,9 +62,7 @@ class Execution:
         self.max_run_seconds = limits.max_run_seconds
         self.guess_seconds = servable.warm_seconds
         axis = servable.batch_axis
-        self.is_steady = axis is not None and all(
-            -1 not in spec.shape[1 if spec.name in axis.names else 0 :] for spec in servable.input_specs
-        )
+        self.is_steady = axis is not None and not axis.has_free_size(servable.input_specs)
 
     def works(self, call: Call, most_runs: int | None = None) -> list[Work | HeadwayError]:
         """A work for each image or text, and for each `max_rows` rows of tensors; an item that is an error stays it.

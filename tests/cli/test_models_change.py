@@ -13,12 +13,10 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 from PIL import Image
-from typer.testing import CliRunner
 
-from app.cli.main import cli
 from app.registry.manifest import Manifest, read_manifest
 from app.registry.yaml import parse_yaml
-from tests.cli.conftest import Done, Headway, environment
+from tests.cli.conftest import Done, Headway
 from tests.fixtures_models import onnx_bytes, onnx_file, write_model, write_release
 from tests.fixtures_tflite import tflite_bytes
 from tests.running import ROOT
@@ -69,14 +67,12 @@ PHOTO = ("--labels", "colours.txt", "--activation", "none", "--resize", "4", "--
 
 
 @pytest.fixture
-def add(root: Path, files: Path) -> Headway:
-    """`headway models add` in this process, which is quicker; names of `files` stand for their paths."""
-    runner = CliRunner(env={**environment(root), "COLUMNS": "400"})
+def add(headway: Headway, files: Path) -> Headway:
+    """`headway models add`; names of `files` stand for their paths."""
 
     def run(source: str | Path, *flags: Any) -> Done:
         given = [files / flag if isinstance(flag, str) and (files / flag).exists() else flag for flag in flags]
-        done = runner.invoke(cli, ["models", "add", str(files / source), *map(str, given)], catch_exceptions=False)
-        return Done(done.exit_code, done.stdout, done.stderr)
+        return headway("models", "add", files / source, *given, COLUMNS="400")
 
     return run
 

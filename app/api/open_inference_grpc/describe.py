@@ -13,7 +13,7 @@ from app.api.open_inference.repository import Repository
 from app.api.open_inference.statistics import Statistics
 from app.api.open_inference_grpc.calls import Incoming
 from app.api.open_inference_grpc.health import GrpcHealth
-from app.api.open_inference_grpc.infer import read_ref
+from app.api.open_inference_grpc.infer import read_choices, read_ref
 from app.api.open_inference_grpc.stubs import open_inference_pb2 as messages
 from app.errors import Unavailable
 
@@ -85,23 +85,14 @@ class GrpcDescription:
     async def load(self, incoming: Incoming) -> bytes:
         self._calls.admit(incoming.context)
         request = messages.RepositoryModelLoadRequest.FromString(incoming.message)
-        await self._repository.load(request.model_name, _read_parameters(request))
+        await self._repository.load(request.model_name, read_choices(request.parameters))
         return _write(messages.RepositoryModelLoadResponse())
 
     async def unload(self, incoming: Incoming) -> bytes:
         self._calls.admit(incoming.context)
         request = messages.RepositoryModelUnloadRequest.FromString(incoming.message)
-        await self._repository.unload(request.model_name, _read_parameters(request))
+        await self._repository.unload(request.model_name, read_choices(request.parameters))
         return _write(messages.RepositoryModelUnloadResponse())
-
-
-def _read_parameters(request: Any) -> dict[str, Any]:
-    """Of load and unload; one without a value is None."""
-    found = {}
-    for name, parameter in request.parameters.items():
-        choice = parameter.WhichOneof("parameter_choice")
-        found[name] = getattr(parameter, choice) if choice is not None else None
-    return found
 
 
 def _message(message: Any, content: dict[str, Any]) -> Any:

@@ -176,13 +176,14 @@ def _read_contents(tensor: Any, spec: TensorSpec) -> Array:
     return array_from_json(list(getattr(tensor.contents, wanted)), spec, takes_not_finite=True)
 
 
+def read_choices(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of parameters; None of one that has none."""
+    choices = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
+    return {name: getattr(parameters[name], choice) if choice is not None else None for name, choice in choices.items()}
+
+
 def _read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    found = {}
-    for name, parameter in parameters.items():
-        choice = parameter.WhichOneof("parameter_choice")
-        if choice is not None:
-            found[name] = getattr(parameter, choice)
-    return found
+    return {name: value for name, value in read_choices(parameters).items() if value is not None}
 
 
 def _check_name(name: str) -> str:

@@ -40,6 +40,10 @@ class BatchAxis:
             for spec in specs
         )
 
+    def has_free_size(self, specs: Sequence[TensorSpec]) -> bool:
+        """Besides the rows."""
+        return any(-1 in spec.shape[1 if spec.name in self.names else 0 :] for spec in specs)
+
     def count(self, tensors: Tensors) -> int:
         """Raises InvalidTensor where the inputs do not agree."""
         if len(self.names) == 1:
@@ -89,7 +93,7 @@ def mixes_rows(axis: BatchAxis, specs: Sequence[TensorSpec], run: RunTensors) ->
     """
     has_told = False
     for trial in _TRIALS:
-        for free_size in (trial.free_size, 1) if _has_free_size(axis, specs) else (1,):
+        for free_size in (trial.free_size, 1) if axis.has_free_size(specs) else (1,):
             outcome = _try(trial, free_size, axis, specs, run)
             if outcome:
                 return True
@@ -132,10 +136,6 @@ _TRIALS = (
 # Each row has two neighbours, and few orders of three are sorted.
 _TRIAL_ROWS = 3
 _ATTEMPTS = 50
-
-
-def _has_free_size(axis: BatchAxis, specs: Sequence[TensorSpec]) -> bool:
-    return any(-1 in spec.shape[1 if spec.name in axis.names else 0 :] for spec in specs)
 
 
 def _try(trial: _Trial, free_size: int, axis: BatchAxis, specs: Sequence[TensorSpec], run: RunTensors) -> bool | None:
